@@ -1,0 +1,109 @@
+"""Can this process use a GPU through CuPy, and if not, why not?
+
+``cupy.is_available()`` answers "is there a device"; it does not notice that cuBLAS or NVRTC are
+missing, which then fail at first use. So the answer here comes from a smoke test that exercises
+both and copies the result back.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+INSTALL = "pip install 'vitkit[cuda12]' (CUDA 12.x) or 'vitkit[cuda13]' (CUDA 13.x)"
+LIBRARIES = "pip install 'cupy-cuda12x[ctk]' (or 'cupy-cuda13x[ctk]') brings them"
+NO_DRIVER, NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
+
+
+@dataclass(frozen=True)
+class CudaStatus:
+    """What was found out about CuPy on this machine.
+
+    Attributes
+    ----------
+    usable : bool
+        Whether arrays can be computed on a GPU.
+    cause : str
+        ``"ok"``, ``"cupy missing"``, ``"cupy broken"``, ``"no driver"``, ``"no device"`` or
+        ``"libraries missing"``.
+    detail : str
+        The cause in one sentence, with versions.
+    cure : str
+        What to do about it.
+    """
+
+    usable: bool
+    cause: str
+    detail: str
+    cure: str
+
+
+@functools.cache
+def cuda_status() -> CudaStatus:
+    """Find out by a smoke test whether CuPy can compute; never raises, costs about 0.3 s once."""
+    if importlib.util.find_spec("cupy") is None:
+        return CudaStatus(False, "cupy missing", "CuPy is not installed", INSTALL)
+    try:
+        import cupy
+    except Exception as error:
+        return CudaStatus(
+            False, "cupy broken", f"CuPy does not import ({_first_line(error)})", INSTALL
+        )
+    return _device_status(cupy) or _smoke_test(cupy)
+
+
+def _device_status(cupy: Any) -> CudaStatus | None:
+    """Return why there is no device, or None when there is one."""
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        status = getattr(error, "status", None)
+        if status == NO_DRIVER:
+            major, minor = divmod(runtime.runtimeGetVersion() // 10, 100)
+            return CudaStatus(
+                False,
+                "no driver",
+                f"there is no NVIDIA driver, or one too old for CUDA {major}.{minor} "
+                f"(the driver reports {runtime.driverGetVersion() or 'nothing'})",
+                "install or update the NVIDIA driver",
+            )
+        if status != NO_DEVICE:
+            return CudaStatus(
+                False, "no device", f"CUDA does not start ({_first_line(error)})", "see nvidia-smi"
+            )
+        count = 0
+    if count == 0:
+        return CudaStatus(
+            False,
+            "no device",
+            "no CUDA device is visible",
+            "check nvidia-smi and the variable CUDA_VISIBLE_DEVICES",
+        )
+    return None
+
+
+def _smoke_test(cupy: Any) -> CudaStatus:
+    """Multiply two small matrices: NVRTC, cuBLAS and a copy to the host."""
+    try:
+        ones = cupy.ones((2, 2), cupy.float32)
+        total = float((ones @ ones).sum())
+        if total != 8.0:
+            raise ArithmeticError(f"2x2 ones @ 2x2 ones sums to {total}, not 8")
+    except Exception as error:
+        return CudaStatus(
+            False,
+            "libraries missing",
+            f"a GPU was found but the CUDA libraries do not work ({_first_line(error)})",
+            LIBRARIES,
+        )
+    runtime = cupy.cuda.runtime
+    name = runtime.getDeviceProperties(0)["name"].decode()
+    count, version = runtime.getDeviceCount(), runtime.runtimeGetVersion()
+    return CudaStatus(True, "ok", f"{count} device(s), {name}, CUDA runtime {version}", "")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"

@@ -1,0 +1,141 @@
+"""From a backend's name to its array module, and the few things that differ between them.
+
+Everything else in vitkit computes with an array module ``xp`` and does not know which it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vitkit.backend.cuda import cuda_status
+from vitkit.backend.types import Array, ArrayModule
+from vitkit.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What vitkit must know about an array module beyond its NumPy-like functions.
+
+    Attributes
+    ----------
+    name : str
+        ``xp.__name__`` of the array module; also the key kernels are registered under.
+    on_host : bool
+        Whether reading an array's values costs nothing.
+    to_numpy : callable
+        The explicit copy to a ``numpy.ndarray``.
+    synchronize : callable
+        Wait until everything asked of the device has happened.
+    special : str or module
+        Where ``erf`` is: a module, or the name of one to import at first use.
+    """
+
+    name: str
+    on_host: bool
+    to_numpy: Callable[[Array], np.ndarray]
+    synchronize: Callable[[], None]
+    special: str | ModuleType
+
+
+def _nothing_to_wait_for() -> None:
+    """NumPy computes before it returns."""
+
+
+def _cupy_to_numpy(array: Array) -> np.ndarray:
+    return np.asarray(array.get())
+
+
+def _cupy_synchronize() -> None:
+    sys.modules["cupy"].cuda.get_current_stream().synchronize()
+
+
+_BACKENDS = {
+    "numpy": Backend("numpy", True, np.asarray, _nothing_to_wait_for, "scipy.special"),
+    "cupy": Backend("cupy", False, _cupy_to_numpy, _cupy_synchronize, "cupyx.scipy.special"),
+}
+
+
+def register_backend(backend: Backend) -> None:
+    """Make an array module known under its ``__name__``, as a test double does."""
+    _BACKENDS[backend.name] = backend
+
+
+def backend_of(xp: ArrayModule) -> Backend:
+    """Return what is known about the array module ``xp``.
+
+    Raises
+    ------
+    BackendError
+        If ``xp`` is not an array module that vitkit knows.
+    """
+    found = _BACKENDS.get(getattr(xp, "__name__", ""))
+    if found is None:
+        raise BackendError(
+            f"xp must be an array module ({' or '.join(sorted(_BACKENDS))}), such as what "
+            f"cupy.get_array_module returns; got {xp!r}."
+        )
+    return found
+
+
+def array_module(backend: str | ArrayModule = "auto") -> ArrayModule:
+    """Return the array module for ``"numpy"``, ``"cupy"`` or ``"auto"``, or the module given.
+
+    ``"auto"`` is CuPy where a smoke test shows that it works, and NumPy elsewhere.
+
+    Raises
+    ------
+    BackendError
+        If the name is unknown, or if CuPy is asked for and cannot compute here.
+    """
+    if not isinstance(backend, str):
+        backend_of(backend)
+        return backend
+    if backend == "numpy":
+        return np
+    if backend not in ("cupy", "auto"):
+        close = difflib.get_close_matches(backend, ("numpy", "cupy", "auto"), 1, 0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise BackendError(
+            f"backend must be 'numpy', 'cupy' or 'auto'; got {backend!r}.{hint}"
+        )
+    status = cuda_status()
+    if status.usable:
+        return importlib.import_module("cupy")
+    if backend == "cupy":
+        raise BackendError(
+            f"backend='cupy' was asked for, but {status.detail}. Cure: {status.cure}. "
+            "Or use backend='numpy' to run on the CPU."
+        )
+    return np
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Copy an array of any known backend to the host; a ``numpy.ndarray`` is returned as it is."""
+    if isinstance(array, (np.ndarray, np.generic)):
+        return np.asarray(array)
+    module = type(array).__module__.partition(".")[0]
+    for backend in _BACKENDS.values():
+        if not backend.on_host and module == backend.name.partition(".")[0]:
+            return backend.to_numpy(array)
+    return np.asarray(array)
+
+
+def synchronize(xp: ArrayModule) -> None:
+    """Wait for the device, as a timer must before it reads the clock."""
+    backend_of(xp).synchronize()
+
+
+def erf(x: Array, *, xp: ArrayModule) -> Array:
+    """Return the error function of ``x``, from SciPy on the host and CuPy's SciPy on a GPU."""
+    special: Any = backend_of(xp).special
+    if isinstance(special, str):  # SciPy takes longer to import than the rest of vitkit
+        special = importlib.import_module(special)
+    return special.erf(x)

@@ -1,0 +1,253 @@
+"""The Vision Transformer (Dosovitskiy et al., 2020, arXiv:2010.11929, Eq. 1-8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vitkit import ops
+from vitkit.backend import Array, ArrayModule
+from vitkit.models.config import Options, ViTConfig
+from vitkit.nn.activation import ACTIVATIONS, Activation
+from vitkit.nn.block import Block
+from vitkit.nn.context import Context
+from vitkit.nn.dropout import Dropout
+from vitkit.nn.init import SCHEMES, zeros
+from vitkit.nn.layer_norm import LayerNorm
+from vitkit.nn.linear import Linear
+from vitkit.nn.module import Module, Parameter
+from vitkit.nn.patch_embed import PatchEmbed
+from vitkit.nn.pool import FirstToken, MeanToken
+from vitkit.nn.wrappers import Checkpoint, unwrap
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+
+class PreLogits(Module):
+    """The paper's hidden layer of the pre-training head: affine, then tanh, (B, D) to (B, R).
+
+    Parameters
+    ----------
+    dim, size : int
+        The widths D and R.
+    xp : module, optional
+        Given, the layer is placed at once.
+    """
+
+    def __init__(self, dim: int, size: int, *, xp: ArrayModule = None) -> None:
+        self.fc = Linear(dim, size)
+        self.act = Activation(ACTIVATIONS["tanh"])
+        if xp is not None:
+            self.place(xp)
+
+    def forward(self, x: Array, ctx: Context) -> Array:
+        """Return the representation."""
+        return self.act.forward(self.fc.forward(x, ctx), ctx)
+
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        """Return ``dx``."""
+        return self.fc.backward(self.act.backward(dy, ctx), ctx)
+
+
+class ViT(Module):
+    r"""The Vision Transformer: images (B, C, H, W) to logits (B, K).
+
+    .. math:: z_0 = [x_{class}; x_p E] + E_{pos}, \quad z_\ell = \mathrm{Block}_\ell(z_{\ell-1}),
+              \quad y = \mathrm{LN}(z_L^0), \quad \mathrm{logits} = W y + b
+
+    Parameters
+    ----------
+    variant : str or ViTConfig, default "B/16"
+        A size (Ti, S, B, L, H), a slash, and a patch side.
+    backend : str or None, default "numpy"
+        ``"numpy"``, ``"cupy"`` or ``"auto"``. None declares the model without allocating it, to
+        count its parameters or to place it later.
+    dtype : str, default "float32"
+        ``"float32"``, or ``"float64"`` for checking.
+    seed : int or None, default 0
+        Where the first weights come from; None leaves zeros, for weights about to be loaded.
+    xp : module, optional
+        The array module itself, instead of ``backend``.
+    **options
+        Overrides of the variant: ``image_size`` and ``patch_size`` (a number or (height, width)),
+        ``in_channels``, ``num_classes``, ``dim``, ``depth``, ``num_heads``, ``mlp_dim``,
+        ``activation``, ``pool``, ``layer_norm_eps``, ``dropout``, ``drop_path``,
+        ``representation_size``, ``init``, ``gradient_checkpointing``; see
+        :class:`~vitkit.models.config.ViTConfig`.
+
+    Attributes
+    ----------
+    config : ViTConfig
+        The sizes, resolved.
+
+    Raises
+    ------
+    ConfigError
+        If sizes do not fit each other; nothing has been allocated then.
+    BackendError
+        If the backend cannot work here; the message names the cause and the cure.
+
+    Examples
+    --------
+    >>> import numpy, vitkit
+    >>> model = vitkit.ViT("Ti/4", image_size=32, num_classes=10, depth=2)
+    >>> model(numpy.zeros((5, 3, 32, 32), "float32")).shape
+    (5, 10)
+    """
+
+    def __init__(
+        self,
+        variant: str | ViTConfig = "B/16",
+        *,
+        backend: str | None = "numpy",
+        dtype: Any = "float32",
+        seed: int | None = 0,
+        xp: ArrayModule = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if isinstance(variant, ViTConfig):
+            variant, options = variant.variant, {**variant.to_dict(), **options}  # type: ignore
+            options.pop("variant")  # type: ignore[typeddict-item]
+        self.config = c = ViTConfig.of(variant, **options)
+        scheme = SCHEMES[c.init]
+        has_cls = c.pool == "cls"
+        self.cls_token = (
+            Parameter((1, 1, c.dim), scheme.cls_token, decay=False) if has_cls else None
+        )
+        self.pos_embed = Parameter((1, c.num_tokens, c.dim), scheme.pos_embed, decay=False)
+        self.patch_embed = PatchEmbed(
+            c.image_size, c.patch_size, c.in_channels, c.dim, weight_init=scheme.patch
+        )
+        self.pos_drop = Dropout(c.dropout)
+        self.blocks = [self._block(index) for index in range(c.depth)]
+        self.norm = LayerNorm(c.dim, c.layer_norm_eps)
+        self.pool = FirstToken() if has_cls else MeanToken()
+        size = c.representation_size
+        self.pre_logits = PreLogits(c.dim, size) if size else None
+        self.head = Linear(size or c.dim, c.num_classes, weight_init=zeros)
+        if xp is not None or backend is not None:
+            self.place(backend if xp is None else xp, seed=seed, dtype=dtype)
+
+    def _block(self, index: int) -> Module:
+        c = self.config
+        block = Block(
+            c.dim,
+            c.num_heads,
+            c.mlp_dim,
+            ACTIVATIONS[c.activation],
+            layer_norm_eps=c.layer_norm_eps,
+            dropout=c.dropout,
+            drop_path=c.drop_path * index / max(c.depth - 1, 1),
+            init=SCHEMES[c.init],
+        )
+        return Checkpoint(block) if c.gradient_checkpointing else block
+
+    def forward(self, x: Array, ctx: Context) -> Array:
+        """Return the logits (B, K) of images ``x`` (B, C, H, W)."""
+        x = self._encode(x, ctx)
+        x = self.pool.forward(self.norm.forward(x, ctx), ctx)
+        if self.pre_logits is not None:
+            x = self.pre_logits.forward(x, ctx)
+        return self.head.forward(x, ctx)
+
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        """Add to every parameter's gradient and return the images' gradient (B, C, H, W)."""
+        dx = self.head.backward(dy, ctx)
+        if self.pre_logits is not None:
+            dx = self.pre_logits.backward(dx, ctx)
+        dx = self.norm.backward(self.pool.backward(dx, ctx), ctx)
+        for block in reversed(self.blocks):
+            dx = block.backward(dx, ctx)
+        return self._embed_backward(self.pos_drop.backward(dx, ctx), ctx)
+
+    def features(self, images: Array, *, tokens: bool = False) -> Array:
+        """Return what the head sees, without it.
+
+        Parameters
+        ----------
+        images : array, shape (B, C, H, W)
+            Normalised images.
+        tokens : bool, default False
+            Whether to return every token instead of the pooled one.
+
+        Returns
+        -------
+        array, shape (B, D) or (B, N, D)
+            The normalised output of the encoder.
+        """
+        ctx = Context()
+        x = self.norm.forward(self._encode(images, ctx), ctx)
+        return x if tokens else self.pool.forward(x, ctx)
+
+    def attention_maps(self, images: Array) -> Array:
+        """Return how much each token takes from each, in every block and head.
+
+        Parameters
+        ----------
+        images : array, shape (B, C, H, W)
+            Normalised images.
+
+        Returns
+        -------
+        array, shape (depth, B, h, N, N)
+            Probabilities: rows (queries) sum to one over columns (keys). With ``pool="cls"``
+            token 0 is the class token.
+        """
+        ctx = Context()
+        x = self._embed(images, ctx)
+        maps = []
+        for wrapped in self.blocks:
+            block = unwrap(wrapped)
+            assert isinstance(block, Block)
+            maps.append(block.attn.weights(block.norm1(x)))
+            x = block(x)
+        return self.xp.stack(maps)
+
+    def _encode(self, images: Array, ctx: Context) -> Array:
+        """Return the last block's output (B, N, D)."""
+        x = self._embed(images, ctx)
+        for block in self.blocks:
+            x = block.forward(x, ctx)
+        return x
+
+    def _embed(self, images: Array, ctx: Context) -> Array:
+        """Return z_0 (B, N, D), Eq. 1."""
+        x = self.patch_embed.forward(self._checked(images), ctx)
+        cls_token = None if self.cls_token is None else self.cls_token.value
+        x = ops.embed_positions(x, cls_token, self.pos_embed.value, xp=self.xp)
+        return self.pos_drop.forward(x, ctx)
+
+    def _embed_backward(self, dy: Array, ctx: Context) -> Array:
+        dpatches, dcls_token, dpos_embed = ops.embed_positions_backward(
+            dy, self.cls_token is not None, xp=self.xp
+        )
+        if self.cls_token is not None:
+            self.cls_token.add_grad(dcls_token)
+        self.pos_embed.add_grad(dpos_embed)
+        return self.patch_embed.backward(dpatches, ctx)
+
+    def _checked(self, images: Array) -> Array:
+        """Return the images as the model's own kind of array, or say what is wrong with them."""
+        expected = (self.config.in_channels, *self.config.image_size)
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise ValueError(
+                f"images must have shape (B, {', '.join(map(str, expected))}); got {images.shape}."
+            )
+        if images.dtype.kind != "f":
+            raise ValueError(
+                f"images must be normalised floats; got {images.dtype}. Turn pixels into network "
+                "input with vitkit.ops.normalize_images."
+            )
+        return self.xp.asarray(images, dtype=self.pos_embed.value.dtype)
+
+    def __repr__(self) -> str:
+        c = self.config
+        where = "not placed" if self._xp is None else (
+            f"{self.xp.__name__}, {self.pos_embed.value.dtype}"
+        )
+        return (
+            f"ViT({c.variant!r}, image_size={c.image_size}, patch_size={c.patch_size}, "
+            f"in_channels={c.in_channels}, num_classes={c.num_classes}, dim={c.dim}, "
+            f"depth={c.depth}, num_heads={c.num_heads}, mlp_dim={c.mlp_dim}, pool={c.pool!r}: "
+            f"{self.num_parameters:,} parameters, {where})"
+        )

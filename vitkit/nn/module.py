@@ -1,0 +1,256 @@
+"""The contract every layer keeps.
+
+``forward(x, ctx)`` returns the output and pushes on ``ctx`` what backward will need;
+``backward(dy, ctx)`` pops it and returns the gradient of the input. Gradients of activations are
+assigned; gradients of parameters are added to, so that a layer used twice, or a batch given in
+pieces, adds up; ``zero_grad`` starts afresh.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vitkit import kernels
+from vitkit.backend import Array, ArrayModule, array_module, to_numpy
+from vitkit.nn.context import Context
+from vitkit.nn.init import Initializer
+from vitkit.nn.place import FlatGroup, allocate, draw
+
+
+class Parameter:
+    """A named array that is learned: declared by its shape, given memory by ``Module.place``.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The array's shape.
+    init : callable
+        ``init(rng, shape)`` returns the first values, as NumPy array.
+    decay : bool, default True
+        Whether weight decay applies to it.
+
+    Attributes
+    ----------
+    value, grad : array or None
+        The array and its gradient, views of flat buffers, or None before placing.
+    name : str
+        The dotted name in the model it is part of.
+    """
+
+    def __init__(self, shape: tuple[int, ...], init: Initializer, *, decay: bool = True) -> None:
+        self.shape = tuple(shape)
+        self.init = init
+        self.decay = decay
+        self.name = ""
+        self.value: Array = None
+        self.grad: Array = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    def add_grad(self, grad: Array) -> None:
+        """Accumulate ``grad``; a layer used twice contributes twice."""
+        self.grad += grad
+
+    def __repr__(self) -> str:
+        dtype = "not placed" if self.value is None else self.value.dtype
+        return f"Parameter({self.name or 'unnamed'}, {self.shape}, {dtype})"
+
+
+class Module:
+    """A differentiable function with parameters.
+
+    A subclass writes two methods, ``forward(x, ctx)`` and ``backward(dy, ctx)``. A module holds
+    no state of a pass, so one module may be used several times in a model.
+
+    Every public layer also takes a keyword-only ``xp=None``. Given, the layer is placed at once
+    and usable alone; left out, it waits for the ``place`` of the model it is part of.
+    """
+
+    name: str = ""
+    transparent: bool = False  # True for wrappers, which leave no trace in parameter names
+    groups: tuple[FlatGroup, ...] = ()
+    _xp: ArrayModule = None
+
+    def forward(self, x: Array, ctx: Context) -> Array:
+        """Return the output for ``x`` and keep on ``ctx`` what ``backward`` needs."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, ctx).")
+
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        """Add to the parameters' gradients and return the gradient of ``forward``'s input."""
+        raise NotImplementedError(f"{type(self).__name__} must define backward(dy, ctx).")
+
+    def __call__(self, x: Array) -> Array:
+        """Return the output for ``x`` in inference: dropout off, nothing kept."""
+        return self.forward(x, Context())
+
+    @property
+    def label(self) -> str:
+        """How errors name this module: its class and, inside a model, its dotted name."""
+        return f"{type(self).__name__} {self.name!r}" if self.name else type(self).__name__
+
+    @property
+    def xp(self) -> ArrayModule:
+        """The array module this layer computes with.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer has not been placed.
+        """
+        if self._xp is None:
+            raise RuntimeError(
+                f"{self.label} has no arrays yet: pass xp= when making it, or call place(xp) on "
+                "the model it is part of."
+            )
+        return self._xp
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield ``(name, module)`` for each direct child."""
+        for key, value in vars(self).items():
+            if isinstance(value, Module):
+                yield key, value
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{key}.{index}", item
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Yield ``(dotted name, module)`` for this module and all below it."""
+        yield prefix, self
+        for key, child in self.children():
+            yield from child.modules(prefix if self.transparent else _join(prefix, key))
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield ``(dotted name, parameter)``, each parameter once, in forward order."""
+        seen: set[int] = set()
+        for prefix, module in self.modules():
+            for key, value in vars(module).items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield _join(prefix, key), value
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are learned; known before anything is allocated."""
+        return sum(parameter.size for _, parameter in self.named_parameters())
+
+    def place(
+        self, xp: ArrayModule, *, seed: int | None = 0, dtype: Any = "float32"
+    ) -> Module:
+        """Give the tree its ``xp`` and every parameter its memory; return ``self``.
+
+        Parameters are views of one flat buffer for each decay group, in backward order. The
+        random numbers of a parameter come from its name, so adding a layer leaves the others
+        alone.
+
+        Parameters
+        ----------
+        xp : module or str
+            The array module, or ``"numpy"``, ``"cupy"``, ``"auto"``.
+        seed : int or None, default 0
+            Where the first values come from; None leaves zeros, for weights about to be loaded.
+        dtype : str or numpy.dtype, default "float32"
+            ``"float32"`` or ``"float64"``.
+
+        Returns
+        -------
+        Module
+            This module.
+        """
+        xp = array_module(xp)
+        kernels.load(xp)
+        for name, module in self.modules():
+            module.name, module._xp, module.groups = name, xp, ()
+        self.groups = allocate(list(self.named_parameters()), xp, dtype)
+        if seed is not None:
+            for _, parameter in self.named_parameters():
+                parameter.value[...] = xp.asarray(draw(parameter, seed), dtype=dtype)
+        return self
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero."""
+        for group in self._placed_groups():
+            group.grads.fill(0)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return a copy of every parameter's values on the host, by dotted name."""
+        self._placed_groups()
+        return {name: to_numpy(p.value).copy() for name, p in self.named_parameters()}
+
+    def load_state_dict(
+        self, arrays: Mapping[str, Array], strict: bool = True
+    ) -> tuple[list[str], list[str]]:
+        """Copy values in, by dotted name; on an error nothing has changed.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            Values on the host or on this model's device; cast to this model's dtype.
+        strict : bool, default True
+            Whether missing and unexpected names are errors. A wrong shape always is.
+
+        Returns
+        -------
+        missing, unexpected : list of str
+            The names this model has and ``arrays`` has not, and the other way round.
+
+        Raises
+        ------
+        ValueError
+            Listing every name that is missing, unexpected or of another shape.
+        """
+        self._placed_groups()
+        own = dict(self.named_parameters())
+        missing = [name for name in own if name not in arrays]
+        unexpected = [name for name in arrays if name not in own]
+        problems = [
+            f"  {name}: shape {tuple(arrays[name].shape)}, expected {p.shape}"
+            for name, p in own.items()
+            if name in arrays and tuple(arrays[name].shape) != p.shape
+        ]
+        if strict:
+            problems += [f"  {name}: missing" for name in missing]
+            problems += [f"  {name}: not a parameter of this model" for name in unexpected]
+        if problems:
+            raise ValueError(
+                f"The weights do not fit this {type(self).__name__}:\n" + "\n".join(problems)
+                + "\nUse strict=False to load only the names that both have."
+            )
+        for name, parameter in own.items():
+            if name in arrays:
+                parameter.value[...] = self.xp.asarray(arrays[name], dtype=parameter.value.dtype)
+        return missing, unexpected
+
+    def to(self, backend: str | ArrayModule) -> Module:
+        """Move every parameter to another backend, in place; return ``self``.
+
+        Gradients are not moved: they are zero afterwards. An optimizer made before the move
+        refuses to step; make a new one, or load its state.
+        """
+        xp = array_module(backend)
+        if xp is not self.xp:
+            values = self.state_dict()
+            dtype = next((group.values.dtype for group in self.groups), "float32")
+            self.place(xp, seed=None, dtype=dtype)
+            self.load_state_dict(values)
+        return self
+
+    def _placed_groups(self) -> tuple[FlatGroup, ...]:
+        """Return the flat groups; an error, not silence, where this module owns no buffers."""
+        if not self.groups and next(self.named_parameters(), None) is not None:
+            raise RuntimeError(
+                f"{self.label} owns no buffers: call this on the model that was placed, "
+                "or pass xp= when making the layer."
+            )
+        return self.groups
+
+
+def _join(prefix: str, key: str) -> str:
+    return f"{prefix}.{key}" if prefix else key
