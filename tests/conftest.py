@@ -1,0 +1,124 @@
+"""What every test may ask for: the array module under test, random numbers, real data.
+
+``VITKIT_TEST_XP`` chooses the array module: ``numpy`` (the default), ``strict`` (the stand-in for
+a GPU), ``cupy``, or ``gpu``: CuPy where it works, and the stand-in elsewhere.
+``VITKIT_REQUIRE_GPU=1`` turns "skipped for want of a GPU" into a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+from vitkit.backend import ArrayModule, array_module, cuda_status, philox
+from vitkit.errors import BackendError
+from vitkit.testing import strict_device
+
+XP = os.environ.get("VITKIT_TEST_XP") or "numpy"
+REQUIRE_GPU = os.environ.get("VITKIT_REQUIRE_GPU") == "1"
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+hypothesis.settings.register_profile(
+    "vitkit",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # the machine may be busy
+)
+hypothesis.settings.load_profile("vitkit")
+
+
+def chosen_xp() -> ArrayModule:
+    """Return the array module that ``VITKIT_TEST_XP`` names."""
+    if XP == "strict":
+        return strict_device.xp
+    if XP == "gpu":
+        usable = cuda_status().usable
+        return array_module("cupy") if usable or REQUIRE_GPU else strict_device.xp
+    if XP in ("numpy", "cupy"):
+        return array_module(XP)
+    raise pytest.UsageError(f"VITKIT_TEST_XP must be numpy, strict, cupy or gpu; got {XP!r}.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a GPU that works; skipped elsewhere")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+    try:
+        chosen_xp()
+    except BackendError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header() -> str:
+    status = "not asked" if XP in ("numpy", "strict") else cuda_status().detail
+    return f"vitkit: xp = {chosen_xp().__name__} (VITKIT_TEST_XP={XP}), GPU: {status}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not cuda_status().usable:
+        reason = f"needs a GPU: {cuda_status().detail}"
+        if REQUIRE_GPU:
+            pytest.fail(f"{reason}; VITKIT_REQUIRE_GPU=1 does not allow to skip", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def xp() -> ArrayModule:
+    """Return the array module under test."""
+    return chosen_xp()
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Return a generator of its own for each test; the same in every run."""
+    return philox(0, request.node.nodeid)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real data sets; skip where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("VITKIT_DATA_DIR") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"needs real data: {folder} is not a folder; set VITKIT_DATA_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Refuse every connection that leaves this machine."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+    getaddrinfo = socket.getaddrinfo
+
+    def refuse(host: Any) -> None:
+        if host not in (*LOCAL, "", None):
+            raise RuntimeError(f"A test tried to reach {host!r}; tests use no network.")
+
+    def refuse_address(address: Any) -> None:
+        if isinstance(address, tuple):  # other families, such as Unix sockets, are local
+            refuse(address[0])
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        refuse_address(address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        refuse_address(address)
+        return connect_ex(self, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse(host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+        yield
