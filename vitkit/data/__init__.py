@@ -1,0 +1,31 @@
+"""Datasets, augmentation and batches: everything between a file and a uint8 array."""
+
+from vitkit.data.checks import check_arrays as check_arrays
+from vitkit.data.cifar import cifar10 as cifar10
+from vitkit.data.cifar import cifar100 as cifar100
+from vitkit.data.dataset import ArrayDataset as ArrayDataset
+from vitkit.data.dataset import Dataset as Dataset
+from vitkit.data.dataset import Splits as Splits
+from vitkit.data.dataset import Subset as Subset
+from vitkit.data.dataset import channel_statistics as channel_statistics
+from vitkit.data.dataset import split as split
+from vitkit.data.digits import digits as digits
+from vitkit.data.download import prepare as prepare
+from vitkit.data.download import verify as verify
+from vitkit.data.folder import FolderDataset as FolderDataset
+from vitkit.data.folder import folder as folder
+from vitkit.data.folder import read_image as read_image
+from vitkit.data.idx import read_idx as read_idx
+from vitkit.data.loader import Batch as Batch
+from vitkit.data.loader import Loader as Loader
+from vitkit.data.mnist import fashion_mnist as fashion_mnist
+from vitkit.data.mnist import mnist as mnist
+from vitkit.data.npz import npz as npz
+from vitkit.data.order import order as order
+from vitkit.data.sources import SOURCES as SOURCES
+from vitkit.data.sources import data_dir as data_dir
+from vitkit.data.sources import find as find
+from vitkit.data.transforms import HorizontalFlip as HorizontalFlip
+from vitkit.data.transforms import RandomAffine as RandomAffine
+from vitkit.data.transforms import RandomCrop as RandomCrop
+from vitkit.data.transforms import Transform as Transform
