@@ -1,0 +1,5 @@
+"""``python -m vitkit``."""
+
+from vitkit.cli.main import main
+
+main()

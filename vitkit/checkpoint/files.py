@@ -1,0 +1,206 @@
+"""A checkpoint on disk: one directory, one commit.
+
+Files are written under a temporary name, synced, listed in a manifest with their SHA-256, and
+only then renamed into place, so that a checkpoint is either whole or absent. Reading verifies the
+manifest before anything is believed: a flipped bit in a safetensors file would otherwise load
+silently as a wrong weight. Arrays are safetensors
+(https://github.com/huggingface/safetensors#format), documents JSON; nothing here can execute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from vitkit.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LARGEST_DOCUMENT = 16 * 2**20
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The verified content of a checkpoint directory.
+
+    Attributes
+    ----------
+    path : Path
+        The directory.
+    arrays : dict of str to dict of str to numpy.ndarray
+        By file stem (``"model"``, ``"optim"``, ``"ema"``), then by dotted name.
+    documents : dict of str to dict
+        By file stem, such as ``"trainer"``.
+    """
+
+    path: Path
+    arrays: dict[str, dict[str, np.ndarray]]
+    documents: dict[str, dict[str, Any]]
+
+
+def save(
+    path: Path,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    documents: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write a checkpoint directory in one commit; an existing one of that name is replaced.
+
+    Parameters
+    ----------
+    path : Path
+        The directory to make.
+    arrays : mapping of str to mapping of str to numpy.ndarray
+        One safetensors file for each stem.
+    documents : mapping of str to mapping
+        One JSON file for each stem.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written; nothing of it is left then.
+    """
+    temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True)
+        for stem, named in arrays.items():
+            whole = {name: np.ascontiguousarray(array) for name, array in named.items()}
+            safetensors.numpy.save_file(whole, temporary / f"{stem}.safetensors")
+        for stem, document in documents.items():
+            _write_json(temporary / f"{stem}.json", document)
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(temporary.iterdir())
+        }
+        _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        replaced = temporary.with_name(f".old-{path.name}-{os.getpid()}")
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"Cannot write the checkpoint {path}: {error}") from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint directory after verifying every file against the manifest.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing, damaged or not listed, or the format is newer than this version.
+    """
+    files = _verified_files(path)
+    arrays, documents = {}, {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                arrays[file.stem] = safetensors.numpy.load_file(file)
+            except (SafetensorError, ValueError, TypeError, KeyError) as error:
+                raise _damaged(path, f"{file.name}: {error}") from error
+        else:
+            documents[file.stem] = _read_json(file)
+    return Checkpoint(path, arrays, documents)
+
+
+def write_pointer(path: Path, target: str, **details: Any) -> None:
+    """Replace the small JSON file ``path`` so that it names the checkpoint ``target``."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    _write_json(temporary, {"checkpoint": target, **details})
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def read_pointer(path: Path) -> dict[str, Any]:
+    """Return what a pointer file holds, its ``"checkpoint"`` being a plain folder name.
+
+    Raises
+    ------
+    CheckpointError
+        If it is absent, damaged, or names something outside its folder.
+    """
+    document = _read_json(path)
+    target = document.get("checkpoint")
+    if not isinstance(target, str) or Path(target).name != target or target in ("", ".", ".."):
+        raise _damaged(path, f"it names {target!r}, which is no folder of this run")
+    return document
+
+
+def _verified_files(path: Path) -> list[Path]:
+    """Return the files that the manifest lists, after checking size and hash of each."""
+    manifest = _read_json(path / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise _damaged(
+            path, f"its format is {manifest.get('format')!r}; this vitkit reads format {FORMAT}"
+        )
+    listed = manifest.get("files")
+    if not isinstance(listed, dict) or not listed:
+        raise _damaged(path, "the manifest lists no files")
+    files = []
+    for name, entry in listed.items():
+        file = path / name
+        if Path(name).name != name or file.is_symlink() or not file.is_file():
+            raise _damaged(path, f"{name!r} is missing or no plain file")
+        if not isinstance(entry, dict) or file.suffix not in (".safetensors", ".json"):
+            raise _damaged(path, f"the manifest entry of {name!r} is not understood")
+        if file.stat().st_size != entry.get("bytes"):
+            raise _damaged(path, f"{name} has {file.stat().st_size} of {entry.get('bytes')} bytes")
+        if _sha256(file) != entry.get("sha256"):
+            raise _damaged(path, f"the content of {name} has changed since it was written")
+        files.append(file)
+    return files
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"Cannot trust the checkpoint {path}: {why}. Use another checkpoint.")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write_json(file: Path, document: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > LARGEST_DOCUMENT:
+            raise _damaged(file, f"it is larger than {LARGEST_DOCUMENT} bytes")
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file, f"it cannot be read ({error})") from error
+    if not isinstance(document, dict):
+        raise _damaged(file, "it holds no JSON object")
+    return document
+
+
+def _sync(path: Path) -> None:
+    """Have the file's or directory's content on the disk before going on."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open directories
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""``vitkit evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from vitkit.train import Metrics
+
+LARGEST_MATRIX = 20  # classes; a larger confusion matrix does not fit a screen
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a folder under its checkpoints/.")],
+    part: Annotated[
+        str, typer.Option("--split", help="Which images: test, val or train.")
+    ] = "test",
+    data_dir: Annotated[
+        Optional[Path], typer.Option("--data-dir", help="Where the data set's files are.")
+    ] = None,
+    which: Annotated[str, typer.Option("--which", help="Checkpoint: best or last.")] = "best",
+    weights: Annotated[
+        str, typer.Option("--weights", help="raw, ema, or auto: ema where there is one.")
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 256,
+    backend: Annotated[str, typer.Option("--backend", help="numpy, cupy or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show how good a trained model is: top-1, top-5, each class, confusion matrix."""
+    from vitkit.cli.display import Console
+    from vitkit.config.build import load_data
+    from vitkit.config.load import load
+    from vitkit.data import Loader, split
+    from vitkit.errors import ConfigError
+    from vitkit.plugins import registries
+    from vitkit.train import evaluate as measure
+    from vitkit.train import restore
+
+    folder = run.parent.parent if run.parent.name == "checkpoints" else run
+    restored = restore(run, backend=backend, which=which, weights=weights)
+    config = load(
+        [folder / "config.toml"], (), {"data.path": str(data_dir) if data_dir else None}
+    )
+    data = load_data(config, registries())
+    images = {"test": data.test, "train": data.train}
+    if config.data.val_fraction:
+        rest, held_back = split(data.train, config.data.val_fraction, config.seed)
+        images |= {"train": rest, "val": held_back}
+    if part not in images:
+        raise ConfigError(f"--split: got {part!r}; expected one of {', '.join(sorted(images))}")
+    with Console().counting(part, len(images[part])) as on_batch:
+        found = measure(
+            restored.model,
+            Loader(images[part], batch_size),
+            preprocess=restored.preprocess,
+            on_batch=on_batch,
+        )
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"checkpoint": str(restored.checkpoint.path), "split": part,
+                               "note": images[part].note, **found.to_dict()}, indent=1))
+        return
+    note = f" ({images[part].note})" if images[part].note else ""
+    typer.echo(f"{restored.checkpoint.path}, {part} images: {found.count}{note}")
+    typer.echo(f"top-1 {found.accuracy:.2%}   top-5 {found.top5:.2%}   loss {found.loss:.4f}\n")
+    _print_classes(found)
+    if len(found.classes) <= LARGEST_MATRIX:
+        _print_confusion(found)
+
+
+def _print_classes(found: Metrics) -> None:
+    width = max(len("class"), *map(len, found.classes))
+    typer.echo(f"{'class':<{width}}  precision  recall      F1  images")
+    for row in found.per_class():
+        typer.echo(
+            f"{row['class']:<{width}}  {row['precision']:9.2%} {row['recall']:7.2%} "
+            f"{row['f1']:7.2%} {row['support']:7d}"
+        )
+
+
+def _print_confusion(found: Metrics) -> None:
+    cell = max(5, *(len(str(number)) + 1 for number in found.confusion.flat))
+    width = max(map(len, found.classes))
+    typer.echo("\nconfusion matrix: row = truth, column = guess")
+    header = "".join(f"{name[: cell - 1]:>{cell}}" for name in found.classes)
+    typer.echo(f"{'':<{width}}{header}")
+    for name, row in zip(found.classes, found.confusion, strict=True):
+        typer.echo(f"{name:<{width}}" + "".join(f"{number:>{cell}}" for number in row))

@@ -1,0 +1,53 @@
+"""``vitkit predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a folder under its checkpoints/.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to show.")] = 3,
+    invert: Annotated[
+        bool,
+        typer.Option("--invert", help="Dark on light to light on dark, as MNIST and digits are."),
+    ] = False,
+    which: Annotated[str, typer.Option("--which", help="Checkpoint: best or last.")] = "best",
+    backend: Annotated[str, typer.Option("--backend", help="numpy, cupy or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what is in images, with probabilities."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from vitkit.data import read_image
+    from vitkit.train import predict as guess
+    from vitkit.train import restore
+
+    restored = restore(run, backend=backend, which=which)
+    sizes = restored.model.config
+    pixels = np.stack([read_image(path, sizes.image_size, sizes.in_channels) for path in images])
+    # Files hold pixels up to 255, whatever the training images were divided by.
+    preprocess = replace(restored.preprocess, scale=255.0)
+    probabilities = guess(restored.model, 255 - pixels if invert else pixels, preprocess)
+    results = []
+    for path, row in zip(images, probabilities, strict=True):
+        best = np.argsort(-row, kind="stable")[:top]
+        results.append((path, [(restored.classes[k], float(row[k])) for k in best]))
+    if as_json:
+        import json
+
+        listed = [
+            {"image": str(path), "classes": [{"class": c, "probability": p} for c, p in guesses]}
+            for path, guesses in results
+        ]
+        typer.echo(json.dumps(listed, indent=1))
+        return
+    width = max(len(str(path)) for path in images)
+    for path, guesses in results:
+        typer.echo(f"{path!s:<{width}}  " + "  ".join(f"{c} {p:.2%}" for c, p in guesses))

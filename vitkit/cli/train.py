@@ -1,0 +1,128 @@
+"""``vitkit train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+STOPPED = {"interrupted": 130, "terminated": 143}
+
+
+def train(
+    dataset: Annotated[
+        Optional[str], typer.Option("--dataset", help="Data set; 'vitkit data list' names them.")
+    ] = None,
+    data_dir: Annotated[
+        Optional[Path], typer.Option("--data-dir", help="Where its files are.")
+    ] = None,
+    model: Annotated[
+        Optional[str], typer.Option("--model", help="Size and patch, such as Ti/4 or B/16.")
+    ] = None,
+    epochs: Annotated[Optional[int], typer.Option("--epochs")] = None,
+    batch_size: Annotated[Optional[int], typer.Option("--batch-size")] = None,
+    lr: Annotated[Optional[float], typer.Option("--lr", help="Peak learning rate.")] = None,
+    backend: Annotated[
+        Optional[str], typer.Option("--backend", help="numpy, cupy, or auto (the default).")
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option("--seed")] = None,
+    max_time: Annotated[
+        Optional[str], typer.Option("--max-time", help="End after this time, such as 90s or 2h.")
+    ] = None,
+    config: Annotated[
+        Optional[list[Path]], typer.Option("--config", help="TOML file; may be repeated.")
+    ] = None,
+    settings: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", metavar="A.B=VALUE", help="Any setting; may be repeated."),
+    ] = None,
+    name: Annotated[
+        Optional[str], typer.Option("--name", help="Last part of the run folder's name.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where run folders are made.")] = Path("runs"),
+    resume: Annotated[
+        Optional[str],
+        typer.Option("--resume", metavar="RUN", help="Go on with a run folder, or 'auto': the "
+                     "latest under --out."),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the configuration and do nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train a ViT; with no argument, on the handwritten digits that ship with vitkit."""
+    from vitkit.cli.display import Console
+    from vitkit.config.load import dumps, load
+    from vitkit.config.runner import folder_name, run
+
+    flags: dict[str, Any] = {
+        "data.name": dataset,
+        "data.path": str(data_dir) if data_dir else None,
+        "model.variant": model,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "train.max_time": max_time,
+        "backend": backend,
+        "seed": seed,
+        "name": name,
+    }
+    files = list(config or [])
+    folder = None
+    if resume is not None:
+        folder = _folder_to_resume(resume, out)
+        files.insert(0, folder / "config.toml")
+    chosen = load(files, settings or (), flags)
+    if print_config:
+        typer.echo(dumps(chosen), nl=False)
+        return
+    folder = folder or out / folder_name(chosen)
+    console = Console(quiet=quiet)
+    summary = run(chosen, folder, console, resume=resume is not None)
+    _report(summary, folder, as_json)
+    raise typer.Exit(STOPPED.get(summary["stopped"] or "", 0))
+
+
+def _folder_to_resume(resume: str, out: Path) -> Path:
+    from vitkit.errors import CheckpointError
+
+    if resume != "auto":
+        folder = Path(resume)
+        if not (folder / "config.toml").is_file():
+            raise CheckpointError(
+                f"{folder} is no run folder: it has no config.toml. Give a folder that "
+                "'vitkit train' has written, or --resume auto for the latest."
+            )
+        return folder
+    found = sorted(out.glob("*/last.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"There is nothing to resume under {out}.")
+    return found[-1].parent
+
+
+def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Print the results and what to try next."""
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({**summary, "folder": str(folder)}, indent=1))
+        return
+    if summary["test_accuracy"] is not None:
+        note = f" ({summary['note']})" if summary["note"] else ""
+        typer.echo(
+            f"test accuracy {summary['test_accuracy']:.2%} on {summary['test_images']} "
+            f"images{note}, trained in {summary['seconds']:.1f} s"
+        )
+    typer.echo(f"run folder    {folder}")
+    for picture in summary["plots"]:
+        typer.echo(f"picture       {folder / picture}")
+    typer.echo("\nNext, try:")
+    if summary["stopped"] in STOPPED:
+        typer.echo(f"  vitkit train --resume {folder}")
+        return
+    typer.echo(f"  vitkit evaluate {folder}")
+    typer.echo(f"  vitkit predict {folder} IMAGE.png")
+    if summary["dataset"] == "digits":
+        typer.echo("  vitkit data prepare mnist && vitkit train --dataset mnist")

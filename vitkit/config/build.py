@@ -1,0 +1,365 @@
+"""From a configuration to the objects of a run: the one place where names become things.
+
+What allocates nothing (:func:`model_config`, :func:`components`) is called by
+:mod:`vitkit.config.preflight` too, so what it lets through can be built.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from vitkit.config.run import RunConfig
+from vitkit.config.spec import Spec, shown
+from vitkit.data.dataset import Splits, split
+from vitkit.data.loader import Loader
+from vitkit.data.transforms import Transform
+from vitkit.errors import ConfigError
+from vitkit.models import ViT, ViTConfig
+from vitkit.optim import Optimizer
+from vitkit.plugins import Registries, Registry
+from vitkit.plugins.registry import did_you_mean
+
+SET_ELSEWHERE = {
+    "label_smoothing": "train.label_smoothing",
+    "lr": "train.lr",
+    "total_steps": "train.epochs",
+    "warmup_steps": "train.warmup_epochs",
+    "weight_decay": "train.weight_decay",
+}
+"""Arguments of components that are settings of their own."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes
+    ----------
+    model : ViT
+        Placed on its backend.
+    optimizer : Optimizer
+        Attached to the model.
+    schedule : callable
+        ``schedule(step) -> lr``.
+    loss : callable
+        ``loss(logits, labels, xp=xp) -> (loss, dlogits)``.
+    train, val, test : Loader
+        Batches; ``val`` is None where nothing is held back.
+    transforms : tuple of callable
+        The augmentation, which ``train`` applies.
+    """
+
+    model: ViT
+    optimizer: Optimizer
+    schedule: Callable[[int], float]
+    loss: Callable[..., Any]
+    train: Loader
+    val: Loader | None
+    test: Loader
+    transforms: tuple[Transform, ...]
+
+
+def build(config: RunConfig, registries: Registries, data: Splits) -> Parts:
+    """Make the objects of a run.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What :func:`vitkit.config.preflight` found no problem with.
+    registries : Registries
+        What names stand for.
+    data : Splits
+        Images to learn from and to test on; see :func:`load_data`.
+
+    Returns
+    -------
+    Parts
+        The model, and all that a trainer needs besides.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown, or arguments or sizes do not fit.
+    BackendError
+        If the backend cannot work here.
+    """
+    train, val, seed = data.train, None, config.seed
+    if config.data.val_fraction:
+        train, val = split(data.train, config.data.val_fraction, seed)
+    sizes = model_config(config, data.train.image_shape, len(data.train.classes))
+    optimizer, schedule, loss, transforms = components(config, registries, len(train))
+    model = ViT(sizes, backend=config.backend, dtype=config.dtype, seed=seed)
+    optimizer.attach(model, layer_decay=config.train.layer_decay)
+    loader = partial(
+        Loader, batch_size=config.train.batch_size, num_workers=config.data.num_workers, seed=seed
+    )
+    return Parts(
+        model,
+        optimizer,
+        schedule,
+        loss,
+        train=loader(train, shuffle=True, transforms=transforms),
+        val=loader(val) if val is not None else None,
+        test=loader(data.test),
+        transforms=transforms,
+    )
+
+
+def resolved(config: RunConfig, parts: Parts) -> RunConfig:
+    """Return the configuration with nothing left to variant, data set or optimizer.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What ``parts`` were built from.
+    parts : Parts
+        The objects of the run.
+
+    Returns
+    -------
+    RunConfig
+        What builds the same run, whatever recipes and defaults become; its ``model`` describes
+        the network without the data set.
+    """
+    table = config.model_dump()
+    table["model"] = parts.model.config.to_dict()
+    table["train"] |= {"lr": parts.optimizer.lr, "weight_decay": parts.optimizer.weight_decay}
+    if config.train.warmup_epochs is None:
+        table["train"]["warmup_epochs"] = config.train.epochs / 10
+    return RunConfig.model_validate(table)
+
+
+def load_data(config: RunConfig, registries: Registries) -> Splits:
+    """Read the data set that a configuration names.
+
+    Its function gets ``data.path``, where given, as its first argument, and those of
+    ``model.image_size``, ``model.in_channels`` and ``seed`` that it takes.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    registries : Registries
+        What names stand for.
+
+    Returns
+    -------
+    Splits
+        Training and test images.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, or a path is missing or not taken.
+    DataError
+        If the data are not what they should be.
+    """
+    name, path = config.data.name, config.data.path
+    entry = _entry("data.name", registries.datasets, name)
+    settings = {
+        "image_size": config.model.image_size,
+        "in_channels": config.model.in_channels,
+        "seed": config.seed,
+    }
+    place = () if path is None else (path,)
+    parameters = _parameters(entry)
+    if parameters is None:
+        return cast(Splits, entry(*place))
+    takes_path = [each for key, each in parameters.items() if key not in settings][:1]
+    if place and not takes_path:
+        raise ConfigError(f"data.path: got {shown(path)}, but {name} takes no path; leave it out.")
+    if not place and takes_path and takes_path[0].default is inspect.Parameter.empty:
+        raise ConfigError(f"data.path: got nothing, expected where the files of {name} are.")
+    given = {key: settings[key] for key in parameters if settings.get(key) is not None}
+    return cast(Splits, entry(*place, **given))
+
+
+def model_config(
+    config: RunConfig, image_shape: tuple[int, int, int], num_classes: int | None
+) -> ViTConfig:
+    """Return the model's sizes: the variant's, the overrides, and what the data set decides.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    image_shape : tuple of 3 int
+        ``(C, H, W)`` of the data set.
+    num_classes : int or None
+        The data set's classes; None, where they are not known, leaves the model's default.
+
+    Returns
+    -------
+    ViTConfig
+        Checked.
+
+    Raises
+    ------
+    ConfigError
+        If sizes do not fit each other; every problem is listed with the setting it is about.
+    """
+    model = config.model
+    options = {name: getattr(model, name) for name in type(model).model_fields if name != "variant"}
+    channels, *size = image_shape
+    seen = {"in_channels": channels, "image_size": tuple(size), "num_classes": num_classes}
+    options |= {name: value for name, value in seen.items() if options[name] is None}
+    try:
+        return ViTConfig.of(model.variant, **options)
+    except ConfigError as error:
+        raise ConfigError([f"model.{problem}" for problem in error.problems]) from None
+
+
+def steps(config: RunConfig, num_train: int) -> tuple[int, int]:
+    """Return the updates of the whole run, and how many of them warm up.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    num_train : int
+        Images to train on, those held back for validation not counted.
+
+    Returns
+    -------
+    total, warmup : int
+        With ``train.warmup_epochs`` of None, a tenth of the run warms up; at least one update
+        is left to the schedule itself.
+    """
+    train = config.train
+    batches = math.ceil(num_train / train.batch_size)
+    epoch = math.ceil(batches / train.grad_accum)
+    warmup_epochs = train.epochs / 10 if train.warmup_epochs is None else train.warmup_epochs
+    total = train.epochs * epoch
+    return total, min(round(warmup_epochs * epoch), total - 1)
+
+
+def components(
+    config: RunConfig, registries: Registries, num_train: int
+) -> tuple[Optimizer, Callable[[int], float], Callable[..., Any], tuple[Transform, ...]]:
+    """Make what a configuration names and what needs no array.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    registries : Registries
+        What names stand for.
+    num_train : int
+        Images to train on, those held back for validation not counted.
+
+    Returns
+    -------
+    optimizer, schedule, loss, transforms
+        As in :class:`Parts`; the optimizer is not attached to a model yet.
+
+    Raises
+    ------
+    ConfigError
+        If names are unknown or arguments wrong; every problem is listed.
+    """
+    train = config.train
+    total, warmup = steps(config, num_train)
+    problems: list[str] = []
+
+    def made(where: str, registry: Registry, spec: Spec, **settings: Any) -> Any:
+        try:
+            return _made(where, registry, spec, settings)
+        except ConfigError as error:
+            problems.extend(error.problems)
+
+    optimizer = made(
+        "optimizer",
+        registries.optimizers,
+        config.optimizer,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+    )
+    schedule = made(
+        "schedule",
+        registries.schedules,
+        config.schedule,
+        lr=getattr(optimizer, "lr", 1.0),
+        total_steps=total,
+        warmup_steps=warmup,
+    )
+    loss = made("train.loss", registries.losses, train.loss, label_smoothing=train.label_smoothing)
+    transforms = [
+        made(f"data.augment[{index}]", registries.transforms, spec)
+        for index, spec in enumerate(config.data.augment)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return optimizer, schedule, loss, tuple(transforms)
+
+
+def _made(where: str, registry: Registry, spec: Spec, settings: Mapping[str, Any]) -> Any:
+    """Call what a spec names with its arguments and the settings that it takes.
+
+    A loss is called later, with the logits, so it is only given its arguments.
+    """
+    entry = _entry(where, registry, spec.name)
+    later = {"logits", "labels", "xp"} if registry.kind == "loss" else set()
+    parameters = _parameters(entry)
+    if parameters is not None:
+        problems = _misnamed(where, spec, set(parameters) - later, settings)
+        problems += [
+            f"{where}: {spec.name} needs {name}; write {spec.name}({name}=...)."
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind is not parameter.VAR_POSITIONAL
+            and name not in {*spec.kwargs, *settings, *later}
+        ]
+        if problems:
+            raise ConfigError(problems)
+    given = {
+        name: value
+        for name, value in settings.items()
+        if value is not None and (parameters is None or name in parameters)
+    }
+    bound = partial(entry, **given, **spec.kwargs)
+    try:
+        return bound if later else bound()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {spec.name}: {' '.join(str(error).split())}") from error
+
+
+def _misnamed(where: str, spec: Spec, taken: set[str], settings: Mapping[str, Any]) -> list[str]:
+    """Return a line for each argument of a spec that its component does not take from there."""
+    own = sorted(taken - set(settings))
+    problems = []
+    for name in spec.kwargs:
+        if name in settings:
+            problems.append(f"{where}: {name} of {spec.name} is set by {SET_ELSEWHERE[name]}.")
+        elif name not in taken:
+            problems.append(
+                f"{where}: {spec.name} has no argument {name!r}{did_you_mean(name, own)} "
+                f"It takes: {', '.join(own) or 'none'}."
+            )
+    smoothing = settings.get("label_smoothing")
+    if smoothing and "label_smoothing" not in taken:
+        problems.append(
+            f"train.label_smoothing: got {smoothing}, expected 0, since {spec.name} takes none."
+        )
+    return problems
+
+
+def _entry(where: str, registry: Registry, name: str) -> Any:
+    try:
+        return registry[name]
+    except ConfigError as error:
+        raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from None
+
+
+def _parameters(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """Return what a component takes, or None where it takes anything or does not say."""
+    try:
+        parameters = inspect.signature(entry).parameters
+    except (TypeError, ValueError):
+        return None
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return None if takes_any else parameters

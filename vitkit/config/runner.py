@@ -1,0 +1,322 @@
+"""A run from its configuration to its folder.
+
+::
+
+    runs/<date>-<name>/
+        config.toml      the resolved configuration
+        env.json         versions, BLAS, GPU, arguments
+        metrics.jsonl    a row every few steps and every epoch
+        summary.json     the results
+        checkpoints/     step-NNNNNNNN/, named by last.json and best.json
+        plots/           learning curve, attention maps
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+import vitkit.checkpoint.files as files
+from vitkit.checkpoint import Checkpoint
+from vitkit.config.build import Parts, build, load_data, resolved
+from vitkit.config.load import dumps
+from vitkit.config.preflight import preflight
+from vitkit.config.run import RunConfig
+from vitkit.data import Splits
+from vitkit.errors import CheckpointError, ConfigError
+from vitkit.optim import EMA
+from vitkit.plugins import registries
+from vitkit.train import plots
+from vitkit.train.callbacks import (
+    Average,
+    Callback,
+    Checkpointing,
+    EarlyStopping,
+    JsonLines,
+    Recorder,
+    StopOnSignal,
+    TimeLimit,
+    Validation,
+)
+from vitkit.train.environment import describe
+from vitkit.train.evaluate import evaluate
+from vitkit.train.preprocess import Preprocess
+from vitkit.train.restore import documents, find_checkpoint, restore
+from vitkit.train.state import TrainState
+from vitkit.train.trainer import Trainer
+
+
+class Display(Protocol):
+    """What shows a run to a person: a sink for rows, a callback for steps, a voice for lines."""
+
+    callback: Callback
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Show the numbers of a row."""
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+
+    def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Show the progress of something that counts images."""
+
+
+@dataclass
+class Prepared:
+    """A configuration that was checked, with its data and objects.
+
+    Attributes
+    ----------
+    config : RunConfig
+        The configuration as given.
+    data : Splits
+        The images.
+    parts : Parts
+        Model, optimizer, loaders.
+    """
+
+    config: RunConfig
+    data: Splits
+    parts: Parts
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Check a configuration, read its data, and build its objects.
+
+    Raises
+    ------
+    ConfigError
+        Listing every problem; nothing has been allocated then.
+    DataError
+        If the data are not what they should be.
+    BackendError
+        If the backend cannot work here.
+    """
+    names = registries()
+    _refuse(preflight(config, None, None, names))
+    data = load_data(config, names)
+    train = data.train
+    found = preflight(config, train.image_shape, len(train.classes), names, num_images=len(train))
+    _refuse(found)
+    return Prepared(config, data, build(config, names, data))
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(problems)
+
+
+def folder_name(config: RunConfig) -> str:
+    """Return ``<date>-<name>`` for a run that starts now."""
+    name = config.name or f"{config.data.name}-{config.model.variant}"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{name.replace('/', '-')}"
+
+
+def run(
+    config: RunConfig, folder: Path, display: Display, *, resume: bool = False
+) -> dict[str, Any]:
+    """Train what a configuration says, and leave everything in ``folder``.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    folder : Path
+        The run folder; made if it is not there.
+    display : Display
+        What shows the run to a person.
+    resume : bool, default False
+        Whether to go on from the folder's last checkpoint.
+
+    Returns
+    -------
+    dict
+        What ``summary.json`` holds.
+
+    Raises
+    ------
+    ConfigError, DataError, BackendError, CheckpointError
+        If the run cannot be; the message says why.
+    """
+    checkpoint = files.load(find_checkpoint(folder, "last")) if resume else None
+    prepared = prepare(config)
+    with _locked(folder):
+        return _Run(prepared, folder, display, checkpoint).finish()
+
+
+def _locked(folder: Path) -> FileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise CheckpointError(f"Another process is training in {folder}: wait for it.") from None
+    except OSError as error:
+        raise CheckpointError(f"Cannot write the run folder {folder}: {error}") from error
+    return lock
+
+
+class _Run:
+    """The objects of one run in its folder, put together."""
+
+    def __init__(
+        self, prepared: Prepared, folder: Path, display: Display, checkpoint: Checkpoint | None
+    ) -> None:
+        self.folder, self.display = folder, display
+        self.config = resolved(prepared.config, prepared.parts)
+        self.data, self.parts = prepared.data, prepared.parts
+        self.preprocess = Preprocess.of(self.data.train)
+        decay = self.config.train.ema_decay
+        self.ema = EMA(self.parts.model, decay) if decay is not None else None
+        self.callbacks = self._callbacks()
+        self.state = TrainState(seed=self.config.seed)
+        if checkpoint is not None:
+            self._resume(checkpoint)
+
+    def _callbacks(self) -> list[Callback]:
+        """Return the callbacks in the order they are called: numbers first, then decisions."""
+        parts, train = self.parts, self.config.train
+        callbacks: list[Callback] = [StopOnSignal()]
+        if self.ema is not None:
+            callbacks.append(Average(self.ema))
+        if parts.val is not None:
+            callbacks.append(
+                Validation(
+                    parts.model,
+                    parts.val,
+                    parts.loss,
+                    self.preprocess,
+                    every=train.eval_every,
+                    ema=self.ema,
+                )
+            )
+        self.recorder = Recorder([self.display.row], every=train.log_every)
+        callbacks.append(self.recorder)
+        if train.patience is not None:
+            callbacks.append(EarlyStopping(train.monitor, train.patience, train.mode))
+        if train.max_time is not None:
+            callbacks.append(TimeLimit(train.max_time))
+        callbacks.append(self.display.callback)
+        self.checkpointing = Checkpointing(
+            self.folder,
+            parts.model,
+            parts.optimizer,
+            callbacks,
+            documents(parts.model, self.preprocess, self.data.train.classes),
+            ema=self.ema,
+            monitor=train.monitor,
+            mode=train.mode,
+        )
+        callbacks.append(self.checkpointing)
+        return callbacks
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Put everything where the checkpoint left it."""
+        try:
+            trainer, arrays = checkpoint.documents["trainer"], checkpoint.arrays
+            self.state = TrainState.from_dict(trainer["state"])
+            self.parts.model.load_state_dict(arrays["model"])
+            self.parts.optimizer.load_state_dict(arrays["optim"])
+            if self.ema is not None:
+                self.ema.load_state_dict(arrays["ema"])
+            for callback in self.callbacks:
+                if callback.name in trainer["callbacks"]:
+                    callback.load_state_dict(trainer["callbacks"][callback.name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The checkpoint {checkpoint.path} does not fit this run: {error}. Resume with "
+                "the run's own configuration, or start a new run."
+            ) from error
+
+    def finish(self) -> dict[str, Any]:
+        """Train, evaluate, draw, and return the summary."""
+        self._write("config.toml", dumps(self.config))
+        self._write("env.json", json.dumps(describe(), indent=1) + "\n")
+        self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state.step))
+        self.display.say(self._headline())
+        trainer = Trainer(
+            self.parts.model,
+            self.parts.optimizer,
+            loss=self.parts.loss,
+            schedule=self.parts.schedule,
+            callbacks=self.callbacks,
+            grad_accum=self.config.train.grad_accum,
+            max_grad_norm=self.config.train.max_grad_norm,
+            seed=self.config.seed,
+        )
+        trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)
+        if self.state.stop:
+            self.display.say(f"Stopped: {self.state.stop}.")
+        summary = self._summary()
+        self._write("summary.json", json.dumps(summary, indent=1) + "\n")
+        return summary
+
+    def _headline(self) -> str:
+        model, train = self.parts.model, self.config.train
+        start = f", from step {self.state.step}" if self.state.step else ""
+        return (
+            f"{self.config.data.name}: {len(self.parts.train.dataset)} images to train on, "
+            f"{len(self.data.test)} to test on. ViT {model.config.variant}, "
+            f"{model.num_parameters:,} parameters, {model.xp.__name__} {self.config.dtype}; "
+            f"{train.epochs} epochs of {len(self.parts.train)} batches{start}."
+        )
+
+    def _summary(self) -> dict[str, Any]:
+        """Evaluate the best checkpoint on what is held back, draw pictures, and sum up."""
+        best = restore(self.folder, backend=self.parts.model.xp)
+        interrupted = self.state.stop in ("interrupted", "terminated")
+        results: dict[str, float] = {}
+        parts = {"val": self.parts.val, "test": self.parts.test}
+        for part, loader in parts.items():
+            if loader is not None and not interrupted:
+                with self.display.counting(part, len(loader.dataset)) as on_batch:
+                    found = evaluate(
+                        best.model,
+                        loader,
+                        loss=self.parts.loss,
+                        preprocess=best.preprocess,
+                        on_batch=on_batch,
+                    )
+                results |= {f"{part}_accuracy": found.accuracy, f"{part}_loss": found.loss}
+        pictures = [] if interrupted else self._pictures(best)
+        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").open()]
+        trained = [row["train_loss"] for row in rows if row["event"] == "epoch"]
+        return {
+            "dataset": self.config.data.name,
+            "model": self.parts.model.config.variant,
+            "parameters": self.parts.model.num_parameters,
+            "backend": self.parts.model.xp.__name__,
+            "seed": self.config.seed,
+            "epochs": self.state.epoch,
+            "steps": self.state.step,
+            "seconds": round(self.state.seconds, 2),
+            "train_loss": trained[-1] if trained else None,
+            "val_accuracy": results.get("val_accuracy"),
+            "val_loss": results.get("val_loss"),
+            "test_accuracy": results.get("test_accuracy"),
+            "test_loss": results.get("test_loss"),
+            "test_images": len(self.data.test),
+            "note": self.data.test.note,
+            "stopped": self.state.stop or None,
+            "checkpoint": best.checkpoint.path.name,
+            "plots": pictures,
+        }
+
+    def _pictures(self, best: Any) -> list[str]:
+        if not plots.available():
+            self.display.say(plots.MISSING)
+            return []
+        curve, attention = self.folder / "plots/curve.png", self.folder / "plots/attention.png"
+        plots.learning_curve(self.folder / "metrics.jsonl", curve)
+        plots.attention_picture(best.model, self.data.test, best.preprocess, attention)
+        return [str(path.relative_to(self.folder)) for path in (curve, attention)]
+
+    def _write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,71 @@
+"""What ships with vitkit, registered through the same hooks that plugins use.
+
+This is the only module that names all built-ins.
+"""
+
+from __future__ import annotations
+
+from vitkit import ops, optim
+from vitkit.data.cifar import cifar10, cifar100
+from vitkit.data.digits import digits
+from vitkit.data.folder import folder
+from vitkit.data.mnist import fashion_mnist, mnist
+from vitkit.data.npz import npz
+from vitkit.data.transforms import HorizontalFlip, RandomAffine, RandomCrop
+from vitkit.nn.activation import ACTIVATIONS
+from vitkit.plugins.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_activations(register: Register) -> None:
+    """Register the activations of the MLP, each with its backward."""
+    for name, pair in ACTIVATIONS.items():
+        register(name, *pair)
+
+
+@hookimpl
+def register_optimizers(register: Register) -> None:
+    """Register the optimizers."""
+    register("sgd", optim.SGD)
+    register("adam", optim.Adam)
+    register("adamw", optim.AdamW)
+    register("lamb", optim.LAMB)
+    register("lion", optim.Lion)
+
+
+@hookimpl
+def register_schedules(register: Register) -> None:
+    """Register the learning-rate optim."""
+    register("constant", optim.Constant)
+    register("cosine", optim.Cosine)
+    register("linear", optim.Linear)
+    register("rsqrt", optim.Rsqrt)
+    register("step", optim.Step)
+
+
+@hookimpl
+def register_losses(register: Register) -> None:
+    """Register the losses."""
+    register("softmax_cross_entropy", ops.softmax_cross_entropy)
+    register("sigmoid_bce", ops.sigmoid_bce)
+    register("mean_squared_error", ops.mean_squared_error)
+
+
+@hookimpl
+def register_datasets(register: Register) -> None:
+    """Register the datasets."""
+    register("digits", digits)
+    register("mnist", mnist)
+    register("fashion_mnist", fashion_mnist)
+    register("cifar10", cifar10)
+    register("cifar100", cifar100)
+    register("folder", folder)
+    register("npz", npz)
+
+
+@hookimpl
+def register_transforms(register: Register) -> None:
+    """Register the augmentations."""
+    register("crop", RandomCrop)
+    register("flip", HorizontalFlip)
+    register("affine", RandomAffine)

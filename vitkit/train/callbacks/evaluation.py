@@ -1,0 +1,171 @@
+"""Validation during a run, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from vitkit.data import Loader
+from vitkit.nn.module import Module
+from vitkit.optim import EMA
+from vitkit.train.callbacks.base import Callback
+from vitkit.train.evaluate import evaluate
+from vitkit.train.state import TrainState
+from vitkit.train.step import Loss, StepLog
+
+MODES = {"val_loss": "min", "val_accuracy": "max"}
+
+
+class Validation(Callback):
+    """Puts ``val_loss`` and ``val_accuracy`` into ``state.metrics`` at the end of epochs.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    loader : Loader
+        The validation images.
+    loss : callable
+        The training loss.
+    preprocess : Preprocess
+        How the model sees pixels.
+    every : int, default 1
+        Epochs between validations; the last epoch is always validated.
+    ema : EMA, optional
+        The averaged weights to validate instead of the model's own.
+    on_batch : callable, optional
+        Called with the number of images after each batch.
+    """
+
+    name = "validation"
+
+    def __init__(
+        self,
+        model: Module,
+        loader: Loader,
+        loss: Loss,
+        preprocess: Any,
+        *,
+        every: int = 1,
+        ema: EMA | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model, self.loader, self.loss = model, loader, loss
+        self.preprocess, self.every, self.ema = preprocess, every, ema
+        self.on_batch = on_batch
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        """Validate when it is due."""
+        state.metrics = {}
+        if state.epoch % self.every and state.epoch != state.epochs:
+            return
+        with self.ema.applied() if self.ema else nullcontext():
+            found = evaluate(
+                self.model,
+                self.loader,
+                loss=self.loss,
+                preprocess=self.preprocess,
+                on_batch=self.on_batch,
+            )
+        state.metrics = {"val_loss": found.loss, "val_accuracy": found.accuracy}
+
+
+class Average(Callback):
+    """Moves an average of the weights along after each step.
+
+    Parameters
+    ----------
+    ema : EMA
+        The average.
+    """
+
+    name = "average"
+
+    def __init__(self, ema: EMA) -> None:
+        self.ema = ema
+
+    def on_step_end(self, state: TrainState, log: StepLog) -> None:
+        """Move the average."""
+        self.ema.update()
+
+
+class Best:
+    """Remembers the best value of a metric.
+
+    Parameters
+    ----------
+    monitor : str
+        A name in ``state.metrics``.
+    mode : str
+        ``"min"`` or ``"max"``.
+    min_delta : float, default 0
+        How much better a value must be to count.
+    """
+
+    def __init__(self, monitor: str, mode: str, min_delta: float = 0.0) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}.")
+        self.monitor, self.min_delta = monitor, min_delta
+        self.sign = 1.0 if mode == "max" else -1.0
+        self.value: float | None = None
+
+    def improved(self, state: TrainState) -> bool:
+        """Return whether the metric is there, finite, and better than any before; remember it."""
+        value = state.metrics.get(self.monitor)
+        if value is None or not math.isfinite(value):
+            return False
+        if self.value is not None and self.sign * (value - self.value) <= self.min_delta:
+            return False
+        self.value = value
+        return True
+
+
+class EarlyStopping(Callback):
+    """Ends the run when a metric has not improved for a while.
+
+    Parameters
+    ----------
+    monitor : str, default "val_loss"
+        A name in ``state.metrics``.
+    patience : int, default 10
+        Validations without improvement after which the run ends.
+    mode : str, default "min"
+        ``"min"`` or ``"max"``.
+    min_delta : float, default 0
+        How much better a value must be to count.
+    """
+
+    name = "early_stopping"
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 10,
+        mode: str = "min",
+        min_delta: float = 0.0,
+    ) -> None:
+        self.patience = patience
+        self.best = Best(monitor, mode, min_delta)
+        self.waited = 0
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        """Count, and end the run when patience is at its end."""
+        if self.best.improved(state):
+            self.waited = 0
+        elif self.best.monitor in state.metrics:
+            self.waited += 1
+            if self.waited >= self.patience:
+                state.stop = (
+                    f"early stopping: {self.best.monitor} has not improved "
+                    f"for {self.patience} validations"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and how long it has stood."""
+        return {"best": self.best.value, "waited": self.waited}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Take up the best value and how long it has stood."""
+        self.best.value, self.waited = values["best"], values["waited"]

@@ -1,0 +1,169 @@
+"""Numbers of a run as rows, and where the rows go."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitkit.backend import Array, to_numpy
+from vitkit.train.callbacks.base import Callback
+from vitkit.train.state import TrainState
+from vitkit.train.step import StepLog
+
+Row = dict[str, Any]
+Sink = Callable[[Row], None]
+
+
+class Recorder(Callback):
+    """Sums loss and accuracy on the device and hands a row to each sink now and then.
+
+    Parameters
+    ----------
+    sinks : sequence of callable
+        Each is called with every row: a dict with ``"event"`` being ``"step"`` or ``"epoch"``.
+    every : int, default 50
+        Steps between rows; reading the sums waits for the device.
+
+    Raises
+    ------
+    FloatingPointError
+        During training, if the loss of the steps since the last row is not finite.
+    """
+
+    name = "recorder"
+
+    def __init__(self, sinks: Sequence[Sink], every: int = 50) -> None:
+        self.sinks = list(sinks)
+        self.every = every
+        self._loss: Array = 0.0
+        self._correct: Array = 0
+        self._norm: Array = None
+        self._count = 0
+        self._lr = 0.0
+        self._epoch_loss, self._epoch_correct, self._epoch_count = 0.0, 0, 0
+        self._seen, self._since = 0, time.perf_counter()
+
+    def on_start(self, state: TrainState) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_step_end(self, state: TrainState, log: StepLog) -> None:
+        """Add the step up, and hand out a row when one is due."""
+        self._loss = self._loss + log.loss * log.count
+        self._correct = self._correct + log.correct
+        self._norm = log.grad_norm
+        self._count += log.count
+        self._seen += log.count
+        self._lr = log.lr
+        if state.step % self.every == 0:
+            self._emit(self._step_row(state))
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        """Hand out the row of the whole epoch, with what validation has found."""
+        if self._count:
+            self._read()
+        count = max(self._epoch_count, 1)
+        row = {
+            "event": "epoch",
+            "step": state.step,
+            "epoch": state.epoch,
+            "lr": self._lr,
+            "train_loss": self._epoch_loss / count,
+            "train_accuracy": self._epoch_correct / count,
+            **state.metrics,
+            "seconds": round(state.seconds, 3),
+        }
+        self._epoch_loss, self._epoch_correct, self._epoch_count = 0.0, 0, 0
+        self._emit(row)
+
+    def _step_row(self, state: TrainState) -> Row:
+        now = time.perf_counter()
+        rate = self._seen / max(now - self._since, 1e-9)
+        self._seen, self._since = 0, now
+        norm = {} if self._norm is None else {"grad_norm": float(to_numpy(self._norm))}
+        loss, accuracy = self._read()
+        return {
+            "event": "step",
+            "step": state.step,
+            "epoch": state.epoch,
+            "lr": self._lr,
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            **norm,
+            "images_per_second": round(rate, 1),
+            "seconds": round(state.seconds, 3),
+        }
+
+    def _read(self) -> tuple[float, float]:
+        """Return mean loss and accuracy since the last reading; this waits for the device."""
+        loss, correct, count = float(self._loss), int(self._correct), self._count
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                "The training loss is not finite. Lower the learning rate, clip gradients "
+                "(max_grad_norm), or look at the data; no checkpoint was written after it."
+            )
+        self._epoch_loss += loss
+        self._epoch_correct += correct
+        self._epoch_count += count
+        self._loss, self._correct, self._count = 0.0, 0, 0
+        return loss / count, correct / count
+
+    def _emit(self, row: Row) -> None:
+        for sink in self.sinks:
+            sink(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of the unfinished epoch, so that its row is right after a resume."""
+        return {
+            "loss": float(self._loss),
+            "correct": int(self._correct),
+            "count": self._count,
+            "epoch_loss": self._epoch_loss,
+            "epoch_correct": self._epoch_correct,
+            "epoch_count": self._epoch_count,
+        }
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Take up the sums of the unfinished epoch."""
+        self._loss, self._correct = values["loss"], values["correct"]
+        self._count = values["count"]
+        self._epoch_loss = values["epoch_loss"]
+        self._epoch_correct = values["epoch_correct"]
+        self._epoch_count = values["epoch_count"]
+
+
+class JsonLines:
+    """A sink that appends each row to a file, one JSON object a line.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    step : int, default 0
+        Where the run goes on: rows of later steps, which are about to be made again, are dropped.
+    """
+
+    def __init__(self, path: Path, step: int = 0) -> None:
+        self.path = path
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+
+    def __call__(self, row: Row) -> None:
+        """Append ``row``."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the complete lines of a file that a killed process may have left half-written."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    return whole

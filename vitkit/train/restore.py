@@ -1,0 +1,128 @@
+"""From a run folder back to a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vitkit.checkpoint.files as files
+from vitkit.backend import ArrayModule
+from vitkit.checkpoint import Checkpoint
+from vitkit.errors import CheckpointError, ConfigError
+from vitkit.models import ViT, ViTConfig
+from vitkit.train.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained model and what it takes to use it.
+
+    Attributes
+    ----------
+    model : ViT
+        The model, placed.
+    preprocess : Preprocess
+        How it was taught to see pixels.
+    classes : tuple of str
+        What its outputs stand for.
+    checkpoint : Checkpoint
+        Where it came from.
+    """
+
+    model: ViT
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    checkpoint: Checkpoint
+
+
+def documents(
+    model: ViT, preprocess: Preprocess, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what a checkpoint must hold besides arrays for :func:`restore` to work."""
+    return {
+        "model": model.config.to_dict(),
+        "preprocess": preprocess.to_dict(),
+        "classes": list(classes),
+    }
+
+
+def find_checkpoint(path: Path, which: str = "best") -> Path:
+    """Return the checkpoint directory that ``path`` means.
+
+    Parameters
+    ----------
+    path : Path
+        A run folder, or a checkpoint directory, which is returned as it is.
+    which : str, default "best"
+        ``"best"`` or ``"last"``; a run without validation has no best, and its last is taken.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    if (path / files.MANIFEST).is_file():
+        return path
+    for name in (which, "last"):
+        pointer = path / f"{name}.json"
+        if pointer.is_file():
+            return path / "checkpoints" / str(files.read_pointer(pointer)["checkpoint"])
+    if not path.exists():
+        raise CheckpointError(f"There is no {path}. Name a run folder, such as runs/<name>.")
+    raise CheckpointError(
+        f"{path} holds no checkpoint: neither last.json nor {files.MANIFEST} is there. Name a run "
+        "folder that training has written, or a folder under its checkpoints/."
+    )
+
+
+def restore(
+    path: str | Path,
+    *,
+    backend: str | ArrayModule = "numpy",
+    which: str = "best",
+    weights: str = "auto",
+) -> Restored:
+    """Return the model of a run folder or checkpoint directory, verified.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where it is.
+    backend : str or module, default "numpy"
+        Where the model is to compute.
+    which : str, default "best"
+        ``"best"`` or ``"last"``, for a run folder.
+    weights : str, default "auto"
+        ``"raw"``, ``"ema"``, or ``"auto"``: the averaged weights where there are some, since it is
+        those that were validated.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is damaged, or it is not a vitkit model.
+    """
+    checkpoint = files.load(find_checkpoint(Path(path), which))
+    trainer = checkpoint.documents.get("trainer", {})
+    try:
+        options = dict(trainer["model"])
+        config = ViTConfig.of(options.pop("variant"), **options)
+        preprocess = Preprocess.from_dict(trainer["preprocess"])
+        classes = tuple(str(name) for name in trainer["classes"])
+        model = ViT(config, backend=None)
+        model.place(backend, seed=None)
+        model.load_state_dict(_weights(checkpoint, weights))
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint.path} does not describe a vitkit model: {error}"
+        ) from error
+    return Restored(model, preprocess, classes, checkpoint)
+
+
+def _weights(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
+    if weights not in ("auto", "raw", "ema"):
+        raise ValueError(f"weights must be 'auto', 'raw' or 'ema'; got {weights!r}")
+    averaged = "ema" in checkpoint.arrays if weights == "auto" else weights == "ema"
+    arrays = dict(checkpoint.arrays["ema" if averaged else "model"])
+    arrays.pop("updates", None)
+    return arrays

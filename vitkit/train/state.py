@@ -1,0 +1,58 @@
+"""How far a run has come: all that callbacks share, and all that resuming needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """The position of a run.
+
+    Attributes
+    ----------
+    seed : int
+        Where order, augmentation and dropout come from.
+    epochs : int
+        How many epochs the run is to have.
+    steps_per_epoch : int
+        Optimizer steps in an epoch.
+    step : int
+        Optimizer steps made.
+    epoch : int
+        Epochs finished.
+    position : int
+        Batches consumed of the current epoch.
+    seconds : float
+        Time spent training, resumed parts added up.
+    metrics : dict of str to float
+        The latest validation results, such as ``"val_loss"``.
+    stop : str
+        Why the run is to end before its last epoch; empty while it is not.
+    """
+
+    seed: int = 0
+    epochs: int = 0
+    steps_per_epoch: int = 0
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    stop: str = ""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainState:
+        """Return the state that ``to_dict`` wrote, about to go on."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{**{k: v for k, v in values.items() if k in known}, "stop": ""})

@@ -1,0 +1,104 @@
+"""One optimizer step as a function of model, batches, loss and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vitkit.backend import Array
+from vitkit.data import Batch
+from vitkit.nn.context import Context
+from vitkit.nn.module import Module
+from vitkit.optim import Optimizer, clip_global_norm
+from vitkit.train.preprocess import Preprocess
+
+Loss = Callable[..., tuple[Array, Array]]
+"""``loss(logits, labels, *, xp)`` returns the mean over the batch and its gradient."""
+
+
+MOST_PIECES = 2**20  # so that no two passes of a run share a dropout key
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """What one step leaves to look at; arrays are on the device, and reading one waits for it.
+
+    Attributes
+    ----------
+    loss : array, shape ()
+        The mean over the step's images, before the update.
+    correct : array, shape ()
+        How many images were classified right.
+    count : int
+        How many images there were.
+    grad_norm : array, shape (), or None
+        The global norm before clipping, where clipping is on.
+    lr : float
+        The learning rate of the update.
+    """
+
+    loss: Array
+    correct: Array
+    count: int
+    grad_norm: Array | None
+    lr: float
+
+
+def train_step(
+    model: Module,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    loss: Loss,
+    preprocess: Preprocess,
+    *,
+    lr: float,
+    seed: int,
+    step: int,
+    max_grad_norm: float | None = None,
+) -> StepLog:
+    """Update the model once from one or several batches, without waiting for the device.
+
+    The gradients of several batches add up to that of the one large batch they make together.
+
+    Parameters
+    ----------
+    model : Module
+        The model, placed.
+    optimizer : Optimizer
+        The optimizer, attached to the model.
+    batches : sequence of Batch
+        The images to learn from, in pieces that fit in memory.
+    loss : callable
+        ``loss(logits, labels, *, xp)`` returns the batch's mean and its gradient.
+    preprocess : Preprocess
+        How pixels become input.
+    lr : float
+        The learning rate.
+    seed, step : int
+        Where dropout draws from.
+    max_grad_norm : float, optional
+        The global norm that gradients are clipped to.
+
+    Returns
+    -------
+    StepLog
+        Loss and accuracy over the step's images, on the device.
+    """
+    xp = model.xp
+    count = sum(len(batch) for batch in batches)
+    total_loss, correct = xp.asarray(0.0, dtype="float32"), xp.asarray(0)
+    model.zero_grad()
+    for piece, batch in enumerate(batches):
+        ctx = Context(train=True, seed=seed, step=step * MOST_PIECES + piece)
+        labels = xp.asarray(batch.labels)
+        logits = model.forward(preprocess(batch.images, model), ctx)
+        piece_loss, dlogits = loss(logits, labels, xp=xp)
+        share = len(batch) / count
+        model.backward(dlogits * share, ctx)
+        total_loss = total_loss + piece_loss * share
+        correct = correct + (logits.argmax(axis=1) == labels).sum()
+    norm = None
+    if max_grad_norm is not None:
+        norm = clip_global_norm(model.groups, max_grad_norm, xp=xp)
+    optimizer.step(lr)
+    return StepLog(total_loss, correct, count, norm, lr)

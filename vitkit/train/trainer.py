@@ -1,0 +1,175 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitkit.data import Batch, Loader
+from vitkit.nn.module import Module
+from vitkit.ops import softmax_cross_entropy
+from vitkit.optim import AdamW, Optimizer
+from vitkit.train.callbacks.base import Callback
+from vitkit.train.evaluate import evaluate, predict
+from vitkit.train.metrics import Metrics
+from vitkit.train.preprocess import Preprocess
+from vitkit.train.state import TrainState
+from vitkit.train.step import Loss, train_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Trainer:
+    """Teaches a model the images of a loader; everything else is a callback.
+
+    Parameters
+    ----------
+    model : Module
+        The model, placed.
+    optimizer : Optimizer, optional
+        The update rule; attached here if it is not yet attached to
+        this model. AdamW(lr=1e-3, weight_decay=0.05) if
+        left out.
+    loss : callable, default softmax_cross_entropy
+        ``loss(logits, labels, *, xp)`` returns the batch's mean and its gradient.
+    schedule : callable, optional
+        From the step (0, 1, ...) to the learning rate; by default the optimizer's own rate.
+    callbacks : sequence of Callback, default ()
+        Called in this order.
+    grad_accum : int, default 1
+        Batches whose gradients add up to one step.
+    max_grad_norm : float, optional
+        The global norm that gradients are clipped to.
+    seed : int, default 0
+        Where dropout draws from.
+
+    Attributes
+    ----------
+    preprocess : Preprocess or None
+        How pixels become input, known after ``fit``.
+
+    Examples
+    --------
+    >>> import vitkit
+    >>> from vitkit.data import Loader, digits
+    >>> data = digits()
+    >>> model = vitkit.ViT("Ti/4", image_size=8, in_channels=1, num_classes=10, dim=32, depth=1,
+    ...                    num_heads=2)
+    >>> trainer = vitkit.Trainer(model)
+    >>> state = trainer.fit(Loader(data.train, 64, shuffle=True), epochs=1)
+    >>> state.step
+    23
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer | None = None,
+        *,
+        loss: Loss = softmax_cross_entropy,
+        schedule: Callable[[int], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        grad_accum: int = 1,
+        max_grad_norm: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if grad_accum < 1:
+            raise ValueError(f"grad_accum must be 1 or more; got {grad_accum}.")
+        self.model = model
+        self.optimizer = optimizer or AdamW(1e-3, weight_decay=0.05)
+        if self.optimizer.attached is not model:
+            self.optimizer.attach(model)
+        self.loss = loss
+        self.schedule = schedule or (lambda step: self.optimizer.lr)
+        self.callbacks = list(callbacks)
+        self.grad_accum = grad_accum
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.preprocess: Preprocess | None = None
+
+    def fit(
+        self, loader: Loader, *, epochs: int = 1, state: TrainState | None = None
+    ) -> TrainState:
+        """Train until ``epochs`` epochs are done or a callback sets ``state.stop``.
+
+        Parameters
+        ----------
+        loader : Loader
+            The training images.
+        epochs : int, default 1
+            Epochs of the whole run, those of a resumed part included.
+        state : TrainState, optional
+            Where to go on; from the start if left out.
+
+        Returns
+        -------
+        TrainState
+            How far the run has come.
+        """
+        state = state or TrainState(seed=self.seed)
+        state.epochs = epochs
+        state.steps_per_epoch = -(-len(loader) // self.grad_accum)
+        self.preprocess = Preprocess.of(loader.dataset)
+        self._call("on_start", state)
+        try:
+            while state.epoch < epochs and not state.stop:
+                self._train_epoch(loader, state, self.preprocess)
+        except BaseException as error:
+            self._call("on_error", state, error)
+            raise
+        self._call("on_end", state)
+        return state
+
+    def _train_epoch(self, loader: Loader, state: TrainState, preprocess: Preprocess) -> None:
+        started = time.perf_counter()
+        for batches in self._grouped(loader.batches(state.epoch, start=state.position)):
+            log = train_step(
+                self.model,
+                self.optimizer,
+                batches,
+                self.loss,
+                preprocess,
+                lr=self.schedule(state.step),
+                seed=state.seed,
+                step=state.step,
+                max_grad_norm=self.max_grad_norm,
+            )
+            state.step += 1
+            state.position += len(batches)
+            state.seconds += (now := time.perf_counter()) - started
+            started = now
+            self._call("on_step_end", state, log)
+            if state.stop:
+                return
+        state.epoch, state.position = state.epoch + 1, 0
+        self._call("on_epoch_end", state)
+
+    def _grouped(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+        """Yield the batches of each step; the last one of an epoch may have fewer."""
+        while group := list(islice(batches, self.grad_accum)):
+            yield group
+
+    def _call(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(*arguments)
+
+    def evaluate(self, loader: Loader) -> Metrics:
+        """Return the metrics over a loader's images, seen as the training images were."""
+        return evaluate(self.model, loader, loss=self.loss, preprocess=self.preprocess)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return class probabilities, (N, K), for uint8 images (N, C, H, W).
+
+        Raises
+        ------
+        RuntimeError
+            Before ``fit``, when it is not known how pixels become input.
+        """
+        if self.preprocess is None:
+            raise RuntimeError("Trainer.predict needs the statistics of fit's images: fit first.")
+        return predict(self.model, images, self.preprocess)
