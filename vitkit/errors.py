@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class VitkitError(Exception):
@@ -33,3 +34,16 @@ class ConfigError(VitkitError, ValueError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """Return the known name closest to ``name``, or None where none is close."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, 1, 0.6)
+    return by_lower[close[0]] if close else None
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """Return ``"; did you mean ...?"`` for an unknown ``name``, or nothing where none is close."""
+    close = nearest(name, known)
+    return f"; did you mean {close!r}?" if close else ""

@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_made(small_mnist: Server, tmp_path: Path) -> No
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(DataError, match="Did you mean 'cifar10'"):
+    with pytest.raises(DataError, match="did you mean 'cifar10'"):
         prepare("cifar-10")
     with pytest.raises(DataError, match="digits comes with vitkit"):
         prepare("digits")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vitkit.errors import ConfigError, VitkitError
+from vitkit.errors import ConfigError, VitkitError, nearest
 from vitkit.plugins import PluginError, Registry
-from vitkit.plugins.registry import did_you_mean, is_name, nearest
+from vitkit.plugins.registry import did_you_mean, is_name
 
 
 @pytest.fixture

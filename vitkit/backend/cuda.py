@@ -1,4 +1,4 @@
-"""Can this process use a GPU through CuPy, and if not, why not?
+"""Whether this process can use a GPU through CuPy, and if not, why not.
 
 ``cupy.is_available()`` answers "is there a device"; it does not notice that cuBLAS or NVRTC are
 missing, which then fail at first use. So the answer here comes from a smoke test that exercises

@@ -5,7 +5,6 @@ Everything else in vitkit computes with an array module ``xp`` and does not know
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Callable
@@ -17,7 +16,10 @@ import numpy as np
 
 from vitkit.backend.cuda import cuda_status
 from vitkit.backend.types import Array, ArrayModule
-from vitkit.errors import BackendError
+from vitkit.errors import BackendError, suggestion
+
+NAMES = ("auto", "cupy", "numpy")
+"""What ``backend=`` may be; ``"auto"`` is CuPy where it works."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,10 @@ def array_module(backend: str | ArrayModule = "auto") -> ArrayModule:
         return backend
     if backend == "numpy":
         return np
-    if backend not in ("cupy", "auto"):
-        close = difflib.get_close_matches(backend, ("numpy", "cupy", "auto"), 1, 0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+    if backend not in NAMES:
         raise BackendError(
-            f"backend must be 'numpy', 'cupy' or 'auto'; got {backend!r}.{hint}"
+            f"backend must be 'numpy', 'cupy' or 'auto'; got {backend!r}"
+            f"{suggestion(backend, NAMES) or '.'}"
         )
     status = cuda_status()
     if status.usable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from vitkit.backend.modules import NAMES
 from vitkit.config.build import components, model_config
 from vitkit.config.run import RunConfig
 from vitkit.config.spec import shown
@@ -13,7 +14,6 @@ from vitkit.plugins.registry import did_you_mean
 
 HIGHEST_LR = 10.0
 """Above this every known optimizer diverges; such a rate is a slip of the keyboard."""
-BACKENDS = ("auto", "cupy", "numpy")
 
 
 def preflight(
@@ -73,10 +73,10 @@ def _settings(config: RunConfig, registries: Registries) -> list[str]:
             f"data.name: no dataset is named {shown(config.data.name)}"
             f"{did_you_mean(config.data.name, known)} Known: {', '.join(known)}."
         )
-    if config.backend not in BACKENDS:
+    if config.backend not in NAMES:
         problems.append(
-            f"backend: got {shown(config.backend)}, expected one of {', '.join(BACKENDS)}"
-            f"{did_you_mean(config.backend, BACKENDS)}"
+            f"backend: got {shown(config.backend)}, expected one of {', '.join(NAMES)}"
+            f"{did_you_mean(config.backend, NAMES)}"
         )
     if train.lr is not None and not 0 < train.lr <= HIGHEST_LR:
         problems.append(

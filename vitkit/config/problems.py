@@ -11,7 +11,8 @@ from pydantic_core import ErrorDetails
 
 from vitkit.config.run import RunConfig
 from vitkit.config.spec import shown
-from vitkit.plugins.registry import did_you_mean, nearest
+from vitkit.errors import nearest
+from vitkit.plugins.registry import did_you_mean
 
 SECTIONS: dict[str, type[BaseModel]] = {
     name: field.annotation

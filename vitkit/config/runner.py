@@ -56,7 +56,9 @@ from vitkit.train.trainer import Trainer
 class Display(Protocol):
     """What shows a run to a person: a sink for rows, a callback for steps, a voice for lines."""
 
-    callback: Callback
+    @property
+    def callback(self) -> Callback:
+        """What is called at each step."""
 
     def row(self, row: dict[str, Any]) -> None:
         """Show the numbers of a row."""

@@ -8,13 +8,12 @@ Datasets, torchvision for Ruby, GoMLX). For Fashion-MNIST only the compressed fi
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitkit.errors import DataError
+from vitkit.errors import DataError, suggestion
 
 
 @dataclass(frozen=True)
@@ -250,9 +249,10 @@ def source_of(name: str) -> Source:
         return SOURCES[name]
     if name == "digits":
         raise DataError("digits comes with vitkit: there is nothing to download or to find.")
-    close = difflib.get_close_matches(name, SOURCES, 1, 0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise DataError(f"No dataset {name!r} can be prepared; known: {', '.join(SOURCES)}.{hint}")
+    raise DataError(
+        f"No dataset {name!r} can be prepared; known: {', '.join(SOURCES)}"
+        f"{suggestion(name, SOURCES) or '.'}"
+    )
 
 
 def data_dir() -> Path:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
-from vitkit.errors import ConfigError
+from vitkit.errors import ConfigError, suggestion
 from vitkit.nn.activation import ACTIVATIONS
 from vitkit.nn.init import SCHEMES
 
@@ -72,7 +71,7 @@ class ViTConfig:
     representation_size : int or None
         The width of the paper's tanh layer before the head at pre-training, or None for none.
     init : str
-        ``"jax"`` or ``"timm"``, see :mod:`vitkit.nn.init`.
+        ``"jax"``, ``"timm"`` or ``"scratch"``, see :mod:`vitkit.nn.init`.
     gradient_checkpointing : bool
         Whether blocks are recomputed in backward, to save memory.
     """
@@ -113,8 +112,9 @@ class ViTConfig:
         known = {field.name for field in fields(cls)} - {"variant"}
         unknown = [name for name in options if name not in known]
         if unknown:
-            raise ConfigError([f"{name}: not an option of ViT{_nearest(name, known)}"
-                               for name in unknown])
+            raise ConfigError(
+                [f"{name}: not an option of ViT{suggestion(name, known)}" for name in unknown]
+            )
         patch, sizes = _parse_variant(variant)
         implied = dict(zip(("dim", "depth", "num_heads", "mlp_dim"), sizes, strict=True))
         given = {name: value for name, value in options.items() if value is not None}
@@ -148,7 +148,7 @@ def _parse_variant(variant: str) -> tuple[int, tuple[int, int, int, int]]:
     if size not in SIZES or not patch.isdecimal() or int(patch) == 0:
         raise ConfigError(
             f"variant: got {variant!r}; expected a size ({', '.join(SIZES)}), a slash and a patch "
-            f"side, such as {', '.join(VARIANTS)}{_nearest(str(variant), VARIANTS)}"
+            f"side, such as {', '.join(VARIANTS)}{suggestion(variant, VARIANTS)}"
         )
     return int(patch), SIZES[size]
 
@@ -162,8 +162,11 @@ def _problems(config: ViTConfig) -> Iterable[str]:
             yield f"{name}: got {getattr(config, name)!r}; expected a whole number of 1 or more"
     for name in ("image_size", "patch_size"):
         value = getattr(config, name)
-        if not (isinstance(value, tuple) and len(value) == 2
-                and all(_is_int(side) and side > 0 for side in value)):
+        if not (
+            isinstance(value, tuple)
+            and len(value) == 2
+            and all(_is_int(side) and side > 0 for side in value)
+        ):
             sound = False
             yield f"{name}: got {value!r}; expected a number of pixels, or (height, width)"
     size = config.representation_size
@@ -177,8 +180,10 @@ def _problems(config: ViTConfig) -> Iterable[str]:
     for name, known in (("activation", ACTIVATIONS), ("pool", POOLS), ("init", SCHEMES)):
         value = getattr(config, name)
         if value not in known:
-            yield (f"{name}: got {value!r}; expected one of {', '.join(known)}"
-                   f"{_nearest(str(value), known)}")
+            yield (
+                f"{name}: got {value!r}; expected one of {', '.join(known)}"
+                f"{suggestion(value, known)}"
+            )
     if sound:
         yield from _misfits(config)
 
@@ -187,22 +192,29 @@ def _misfits(config: ViTConfig) -> Iterable[str]:
     """Yield one line for each pair of sizes that do not go together, with the nearest that do."""
     dim, heads = config.dim, config.num_heads
     if dim % heads:
-        divisors = sorted((n for n in range(1, dim + 1) if dim % n == 0),
-                          key=lambda n: (abs(n - heads), n))
+        divisors = sorted(
+            (n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: (abs(n - heads), n)
+        )
         below = dim // heads * heads
         widths = [width for width in (below, below + heads) if width]
-        yield (f"num_heads: {heads} heads do not divide dim {dim}; nearest valid: "
-               f"num_heads {_either(sorted(divisors[:2]))}, or dim {_either(widths)}")
+        yield (
+            f"num_heads: {heads} heads do not divide dim {dim}; nearest valid: "
+            f"num_heads {_either(sorted(divisors[:2]))}, or dim {_either(widths)}"
+        )
     axes = zip(("height", "width"), config.image_size, config.patch_size, strict=True)
     for axis, pixels, patch in axes:
         if pixels % patch:
             below = pixels // patch * patch
             sizes = [size for size in (below, below + patch) if size]
-            divisors = sorted((n for n in range(1, pixels + 1) if pixels % n == 0),
-                              key=lambda n: (abs(n - patch), n))
-            yield (f"patch_size: {patch} does not divide the image {axis} {pixels}; nearest "
-                   f"valid: patch_size {_either(sorted(divisors[:2]))}, or image {axis} "
-                   f"{_either(sizes)}")
+            divisors = sorted(
+                (n for n in range(1, pixels + 1) if pixels % n == 0),
+                key=lambda n: (abs(n - patch), n),
+            )
+            yield (
+                f"patch_size: {patch} does not divide the image {axis} {pixels}; nearest "
+                f"valid: patch_size {_either(sorted(divisors[:2]))}, or image {axis} "
+                f"{_either(sizes)}"
+            )
 
 
 def _size(value: Any) -> Any:
@@ -222,9 +234,3 @@ def _is_number(value: Any) -> bool:
 
 def _either(values: list[int]) -> str:
     return " or ".join(map(str, values))
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """Return a "did you mean" for an unknown name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""

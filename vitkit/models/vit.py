@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vitkit import ops
 from vitkit.backend import Array, ArrayModule
@@ -197,8 +197,7 @@ class ViT(Module):
         x = self._embed(images, ctx)
         maps = []
         for wrapped in self.blocks:
-            block = unwrap(wrapped)
-            assert isinstance(block, Block)
+            block = cast("Block", unwrap(wrapped))
             maps.append(block.attn.weights(block.norm1(x)))
             x = block(x)
         return self.xp.stack(maps)
@@ -242,8 +241,10 @@ class ViT(Module):
 
     def __repr__(self) -> str:
         c = self.config
-        where = "not placed" if self._xp is None else (
-            f"{self.xp.__name__}, {self.pos_embed.value.dtype}"
+        where = (
+            "not placed"
+            if self._xp is None
+            else (f"{self.xp.__name__}, {self.pos_embed.value.dtype}")
         )
         return (
             f"ViT({c.variant!r}, image_size={c.image_size}, patch_size={c.patch_size}, "

@@ -38,9 +38,7 @@ class LayerNorm(Module):
     def backward(self, dy: Array, ctx: Context) -> Array:
         """Return ``dx``."""
         x, mean, rstd = ctx.pop(self)
-        dx, dweight, dbias = layer_norm_backward(
-            dy, x, self.weight.value, mean, rstd, xp=self.xp
-        )
+        dx, dweight, dbias = layer_norm_backward(dy, x, self.weight.value, mean, rstd, xp=self.xp)
         self.weight.add_grad(dweight)
         self.bias.add_grad(dbias)
         return dx

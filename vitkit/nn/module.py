@@ -141,9 +141,7 @@ class Module:
         """How many numbers are learned; known before anything is allocated."""
         return sum(parameter.size for _, parameter in self.named_parameters())
 
-    def place(
-        self, xp: ArrayModule, *, seed: int | None = 0, dtype: Any = "float32"
-    ) -> Module:
+    def place(self, xp: ArrayModule, *, seed: int | None = 0, dtype: Any = "float32") -> Module:
         """Give the tree its ``xp`` and every parameter its memory; return ``self``.
 
         Parameters are views of one flat buffer for each decay group, in backward order. The
@@ -220,7 +218,8 @@ class Module:
             problems += [f"  {name}: not a parameter of this model" for name in unexpected]
         if problems:
             raise ValueError(
-                f"The weights do not fit this {type(self).__name__}:\n" + "\n".join(problems)
+                f"The weights do not fit this {type(self).__name__}:\n"
+                + "\n".join(problems)
                 + "\nUse strict=False to load only the names that both have."
             )
         for name, parameter in own.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from vitkit import ops
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.context import Context
@@ -46,7 +44,7 @@ class PatchProjection(Module):
 
     @property
     def _matrix(self) -> Array:
-        return self.weight.value.reshape(self.weight.shape[0], math.prod(self.weight.shape[1:]))
+        return self.xp.reshape(self.weight.value, (self.weight.shape[0], -1))
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the embedded patches and keep the patches."""

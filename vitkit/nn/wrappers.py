@@ -44,5 +44,5 @@ class Checkpoint(Module):
 def unwrap(module: Module) -> Module:
     """Return the module inside all wrappers."""
     while module.transparent:
-        (_, module), = module.children()
+        ((_, module),) = module.children()
     return module

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import keyword
 from collections.abc import Iterable
 from typing import Any
 
-from vitkit.errors import ConfigError, VitkitError
+from vitkit.errors import ConfigError, VitkitError, suggestion
 
 
 class PluginError(VitkitError, ValueError):
@@ -96,14 +95,6 @@ def is_name(word: object) -> bool:
     )
 
 
-def nearest(name: object, known: Iterable[str]) -> str | None:
-    """Return the known name closest to ``name``, or None where none is close."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, 1, 0.6)
-    return by_lower[close[0]] if close else None
-
-
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return how a message about the unknown ``name`` ends: a suggestion, or a full stop."""
-    close = nearest(name, known)
-    return f"; did you mean {close!r}?" if close else "."
+    return suggestion(name, known) or "."

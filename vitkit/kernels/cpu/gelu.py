@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitkit.backend import ArrayModule
+from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cpu._blocks import blockable, in_blocks
 from vitkit.ops.gelu import CERTAIN, CUBIC, SQRT_2_OVER_PI, gelu_tanh, gelu_tanh_backward
 
 
 @gelu_tanh.kernel("numpy")
-def gelu_tanh_cpu(x: np.ndarray, *, xp: ArrayModule) -> np.ndarray:
+def gelu_tanh_cpu(x: Array, *, xp: ArrayModule) -> Array:
     """Replace :func:`vitkit.ops.gelu_tanh` for contiguous arrays."""
     if not blockable(x):
         return NotImplemented
@@ -18,14 +18,14 @@ def gelu_tanh_cpu(x: np.ndarray, *, xp: ArrayModule) -> np.ndarray:
 
 
 @gelu_tanh_backward.kernel("numpy")
-def gelu_tanh_backward_cpu(dy: np.ndarray, x: np.ndarray, *, xp: ArrayModule) -> np.ndarray:
+def gelu_tanh_backward_cpu(dy: Array, x: Array, *, xp: ArrayModule) -> Array:
     """Replace :func:`vitkit.ops.gelu_tanh_backward` for contiguous arrays."""
     if not blockable(x, dy):
         return NotImplemented
     return in_blocks(_backward, np.empty_like(x), dy, x, scratch=2)
 
 
-def _forward(y: np.ndarray, x: np.ndarray, clipped: np.ndarray) -> None:
+def _forward(y: Array, x: Array, clipped: Array) -> None:
     np.clip(x, -CERTAIN, CERTAIN, out=clipped)
     np.multiply(clipped, clipped, out=y)
     _tanh_inner(y, clipped, y)
@@ -34,9 +34,7 @@ def _forward(y: np.ndarray, x: np.ndarray, clipped: np.ndarray) -> None:
     y *= 0.5
 
 
-def _backward(
-    dx: np.ndarray, dy: np.ndarray, x: np.ndarray, tanh: np.ndarray, square: np.ndarray
-) -> None:
+def _backward(dx: Array, dy: Array, x: Array, tanh: Array, square: Array) -> None:
     np.clip(x, -CERTAIN, CERTAIN, out=dx)
     np.multiply(dx, dx, out=square)
     _tanh_inner(tanh, dx, square)
@@ -53,7 +51,7 @@ def _backward(
     dx *= dy
 
 
-def _tanh_inner(out: np.ndarray, x: np.ndarray, square: np.ndarray) -> None:
+def _tanh_inner(out: Array, x: Array, square: Array) -> None:
     """Write tanh(c (x + k x^3)); ``square`` holds x^2, and may be ``out``."""
     np.multiply(square, CUBIC * SQRT_2_OVER_PI, out=out)
     out += SQRT_2_OVER_PI

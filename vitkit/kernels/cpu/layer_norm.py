@@ -6,16 +6,18 @@ NumPy's reduction over a short last axis does one row at a time.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from vitkit.backend import ArrayModule
+from vitkit.backend import Array, ArrayModule
 from vitkit.ops.layer_norm import layer_norm, layer_norm_backward
 
 
 @layer_norm.kernel("numpy")
 def layer_norm_cpu(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, *, xp: ArrayModule
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x: Array, weight: Array, bias: Array, eps: float, *, xp: ArrayModule
+) -> Any:
     """Replace :func:`vitkit.ops.layer_norm` for contiguous arrays of one dtype."""
     if not x.flags.c_contiguous or x.dtype != weight.dtype or x.size == 0:
         return NotImplemented
@@ -32,14 +34,14 @@ def layer_norm_cpu(
 
 @layer_norm_backward.kernel("numpy")
 def layer_norm_backward_cpu(
-    dy: np.ndarray,
-    x: np.ndarray,
-    weight: np.ndarray,
-    mean: np.ndarray,
-    rstd: np.ndarray,
+    dy: Array,
+    x: Array,
+    weight: Array,
+    mean: Array,
+    rstd: Array,
     *,
     xp: ArrayModule,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Any:
     """Replace :func:`vitkit.ops.layer_norm_backward` for contiguous arrays of one dtype."""
     if not (x.flags.c_contiguous and x.dtype == weight.dtype == dy.dtype) or x.size == 0:
         return NotImplemented
@@ -58,7 +60,7 @@ def layer_norm_backward_cpu(
     return dx.reshape(x.shape), dweight, dbias
 
 
-def _row_means(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+def _row_means(rows: Array, others: Array | None = None) -> Array:
     """Return the mean of each row, or of each row's product with another, as a column."""
     if others is not None:
         return (np.einsum("ij,ij->i", rows, others) * (1 / rows.shape[1]))[:, None]
