@@ -98,3 +98,7 @@ class Context:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __bool__(self) -> bool:
+        """Be true even when nothing is kept, so that ``ctx or Context()`` is no trap."""
+        return True
