@@ -118,8 +118,9 @@ class ViTConfig:
         patch, sizes = _parse_variant(variant)
         implied = dict(zip(("dim", "depth", "num_heads", "mlp_dim"), sizes, strict=True))
         given = {name: value for name, value in options.items() if value is not None}
-        if "dim" in given and "mlp_dim" not in given and _is_int(given["dim"]):
-            implied["mlp_dim"] = 4 * given["dim"]  # the ratio of every size in the table
+        dim: Any = given.get("dim")
+        if "mlp_dim" not in given and _is_int(dim) and dim > 0:
+            implied["mlp_dim"] = 4 * dim  # the ratio of every size in the table
         sized = {
             "image_size": _size(given.pop("image_size", 224)),
             "patch_size": _size(given.pop("patch_size", patch)),

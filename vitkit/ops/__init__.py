@@ -29,6 +29,7 @@ from vitkit.ops.linear import linear_backward as linear_backward
 from vitkit.ops.losses import mean_squared_error as mean_squared_error
 from vitkit.ops.losses import sigmoid_bce as sigmoid_bce
 from vitkit.ops.losses import softmax_cross_entropy as softmax_cross_entropy
+from vitkit.ops.norms import global_norm as global_norm
 from vitkit.ops.patches import patchify as patchify
 from vitkit.ops.patches import unpatchify as unpatchify
 from vitkit.ops.pooling import pool_first as pool_first
@@ -39,3 +40,9 @@ from vitkit.ops.positions import embed_positions as embed_positions
 from vitkit.ops.positions import embed_positions_backward as embed_positions_backward
 from vitkit.ops.softmax import softmax as softmax
 from vitkit.ops.softmax import softmax_backward as softmax_backward
+from vitkit.ops.updates import adam_update_inplace as adam_update_inplace
+from vitkit.ops.updates import adamw_update_inplace as adamw_update_inplace
+from vitkit.ops.updates import ema_update_inplace as ema_update_inplace
+from vitkit.ops.updates import lamb_update_inplace as lamb_update_inplace
+from vitkit.ops.updates import lion_update_inplace as lion_update_inplace
+from vitkit.ops.updates import sgd_update_inplace as sgd_update_inplace

@@ -9,7 +9,7 @@ N x N, and the backward pass recomputes :math:`p = e^{s - \ell}` (FlashAttention
 arXiv:2205.14135):
 
 .. math:: dv = p^\top dy, \qquad dp = dy\, v^\top, \qquad
-          ds = p \odot (dp - \delta), \quad \delta_i = \textstyle\sum_c dy_{ic}\, y_{ic},
+          ds = p \odot (dp - \delta), \quad \delta_i = {\textstyle\sum_c dy_{ic}\, y_{ic}},
 
 .. math:: dq = ds\, k / \sqrt d, \qquad dk = ds^\top q / \sqrt d .
 
@@ -21,12 +21,11 @@ from __future__ import annotations
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.ops._op import Op
+from vitkit.ops.softmax import softmax
 
 
 @Op
-def multi_head_attention(
-    qkv: Array, num_heads: int, *, xp: ArrayModule
-) -> tuple[Array, Array]:
+def multi_head_attention(qkv: Array, num_heads: int, *, xp: ArrayModule) -> tuple[Array, Array]:
     """Let every token gather the values of all tokens, in each head.
 
     Parameters
@@ -54,7 +53,7 @@ def multi_head_attention(
     p /= total
     lse = (largest + xp.log(total))[..., 0]
     y = p @ v  # (B, h, N, d)
-    return y.transpose(0, 2, 1, 3).reshape(*qkv.shape[:2], -1), lse
+    return y.transpose(0, 2, 1, 3).reshape(*qkv.shape[:2], qkv.shape[2] // 3), lse
 
 
 @Op
@@ -112,8 +111,7 @@ def attention_weights(qkv: Array, num_heads: int, *, xp: ArrayModule) -> Array:
         How much each query (rows) takes from each key (columns); rows sum to one.
     """
     q, k, _ = split_heads(qkv, num_heads)
-    _, lse = multi_head_attention(qkv, num_heads, xp=xp)
-    return _probabilities(q, k, lse, xp)
+    return softmax(_scores(q, k), xp=xp)
 
 
 def split_heads(qkv: Array, num_heads: int) -> tuple[Array, Array, Array]:

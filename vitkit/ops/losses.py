@@ -4,7 +4,7 @@ All take logits, never probabilities, and are the mean over the batch; the gradi
 mean. With :math:`z = x - \max_j x_j` and targets :math:`t` that sum to one in each row,
 
 .. math:: \text{softmax cross-entropy:}\quad
-          L = \tfrac1B \sum_i \sum_k t_{ik} \bigl(\log\textstyle\sum_j e^{z_{ij}} - z_{ik}\bigr),
+          L = \tfrac1B \sum_i \sum_k t_{ik} \bigl(\log {\textstyle\sum_j} e^{z_{ij}} - z_{ik}\bigr),
           \qquad dx = (\operatorname{softmax}(x) - t) / B .
 
 Label smoothing :math:`\epsilon` (Szegedy et al., 2016, arXiv:1512.00567) replaces :math:`t` by
@@ -66,7 +66,8 @@ def softmax_cross_entropy(
     # Halves cannot overflow where the difference of two finite numbers can; halving is exact.
     half = 0.5 * logits
     half -= half.max(axis=1, keepdims=True)
-    lowest = -0.5 * float(np.finfo(logits.dtype).max)
+    # A little below the largest number, or rounding could push a mean of such rows over it.
+    lowest = -0.499 * float(np.finfo(logits.dtype).max)
     z = 2 * xp.maximum(half, lowest)
     e = xp.exp(z)
     total = e.sum(axis=1, keepdims=True)

@@ -62,5 +62,6 @@ def unpatchify(patches: Array, image_size: Size, patch_size: Size, *, xp: ArrayM
     """
     (height, width), (down, across) = image_size, patch_size
     batch, rows, columns = patches.shape[0], height // down, width // across
-    images = patches.reshape(batch, rows, columns, -1, down, across)
-    return images.transpose(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
+    channels = patches.shape[2] // (down * across)
+    images = patches.reshape(batch, rows, columns, channels, down, across)
+    return images.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)

@@ -1,6 +1,6 @@
 r"""The class token and the position embeddings (arXiv 2010.11929, Eq. 1).
 
-.. math:: z_0 = [x_{class};\; x_p^1 E;\; \dots;\; x_p^N E] + E_{pos}
+.. math:: z_0 = [x_{class};\; x_p^1 E;\; \ldots;\; x_p^N E] + E_{pos}
 
 with :math:`E_{pos} \in \mathbb{R}^{(N+1) \times D}`; without a class token the first row is left
 out of both. Both are the same for every image, so their gradients are sums over the batch.

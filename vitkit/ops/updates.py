@@ -1,7 +1,7 @@
 r"""The update rules of the optimizers, each in place on arrays of any shape.
 
 Throughout, :math:`w` are the weights, :math:`g` their gradient, :math:`\eta` the learning rate,
-:math:`\lambda` the weight decay and :math:`t = 1, 2, 3, \dots` the count of updates, this one
+:math:`\lambda` the weight decay and :math:`t = 1, 2, 3, \ldots` the count of updates, this one
 included; state starts at zero, and the gradient is read, never written.
 
 SGD with momentum :math:`\mu` (Sutskever et al., 2013; in the form of ``torch.optim.SGD``):
@@ -192,7 +192,7 @@ def lamb_update_inplace(
     u = _adam_direction(g, m, v, beta1=beta1, beta2=beta2, eps=eps, step=step, xp=xp)
     if weight_decay:
         u += weight_decay * w
-    w_norm, u_norm = xp.sqrt(xp.vdot(w, w)), xp.sqrt(xp.vdot(u, u))
+    w_norm, u_norm = xp.sqrt(xp.square(w).sum()), xp.sqrt(xp.square(u).sum())
     usable = (w_norm > 0) & (u_norm > 0)
     ratio = xp.where(usable, w_norm / xp.where(usable, u_norm, 1.0), 1.0)
     w -= (lr * ratio) * u
