@@ -123,9 +123,8 @@ def main() -> None:
         }
         print(f"{name}, batch {batch_size}, median of {arguments.rounds} rounds")
         for who, row in found[name].items():
-            print(
-                f"  {who:<11}{row['median_ms']:9.1f} ms   torch / this {row['torch_over_this']:5.2f}"
-            )
+            ratio = f"torch / this {row['torch_over_this']:5.2f}"
+            print(f"  {who:<11}{row['median_ms']:9.1f} ms   {ratio}")
     versions = {
         "vitkit": vitkit.__version__,
         "numpy": np.__version__,

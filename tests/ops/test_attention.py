@@ -51,8 +51,9 @@ def test_value(
 ) -> None:
     host = rng.standard_normal((2, tokens, 3 * num_heads * size)).astype(dtype)
     qkv = bring(host, dtype)
-    y, lse = ops.multi_head_attention(qkv, num_heads, xp=xp)
+    y, *stats = ops.multi_head_attention(qkv, num_heads, xp=xp)
     p = ops.attention_weights(qkv, num_heads, xp=xp)
+    lse = stats[0] + stats[1]
     assert y.dtype == lse.dtype == p.dtype == dtype
     expected = attention_loop(host, num_heads)
     for actual, right in zip((y, p, lse), expected, strict=True):
@@ -62,8 +63,8 @@ def test_value(
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_gradient_keeps_shape_and_dtype(dtype: str, xp: ArrayModule, bring: Any) -> None:
     qkv = bring(np.linspace(-1, 1, 2 * 5 * 12).reshape(2, 5, 12), dtype)
-    y, lse = ops.multi_head_attention(qkv, 2, xp=xp)
-    dqkv = ops.multi_head_attention_backward(y, qkv, y, lse, xp=xp)
+    y, *stats = ops.multi_head_attention(qkv, 2, xp=xp)
+    dqkv = ops.multi_head_attention_backward(y, qkv, y, *stats, xp=xp)
     assert dqkv.shape == qkv.shape
     assert dqkv.dtype == dtype
 
@@ -81,8 +82,8 @@ def test_gradient(
     gradient_error: Any,
 ) -> None:
     def backward(dy: Any, qkv: Any) -> Any:
-        y, lse = ops.multi_head_attention(qkv, num_heads, xp=xp)
-        return (ops.multi_head_attention_backward(dy, qkv, y, lse, xp=xp),)
+        y, *stats = ops.multi_head_attention(qkv, num_heads, xp=xp)
+        return (ops.multi_head_attention_backward(dy, qkv, y, *stats, xp=xp),)
 
     error = gradient_error(
         lambda qkv: ops.multi_head_attention(qkv, num_heads, xp=xp)[0],
@@ -103,8 +104,8 @@ def test_gradient_of_queries_keys_and_values_alone(
         return xp.concatenate([*others[:part], x, *others[part + 1 :]], axis=-1)
 
     def backward(dy: Any, x: Any) -> Any:
-        y, lse = ops.multi_head_attention(packed(x), 2, xp=xp)
-        dqkv = ops.multi_head_attention_backward(dy, packed(x), y, lse, xp=xp)
+        y, *stats = ops.multi_head_attention(packed(x), 2, xp=xp)
+        dqkv = ops.multi_head_attention_backward(dy, packed(x), y, *stats, xp=xp)
         return (dqkv[..., 6 * part : 6 * part + 6],)
 
     error = gradient_error(
@@ -125,23 +126,26 @@ def test_heads_are_views_in_timm_s_order(xp: ArrayModule, bring: Any) -> None:
 
 def test_equal_tokens_share_evenly_however_large(xp: ArrayModule, bring: Any) -> None:
     qkv = bring(np.full((1, 4, 6), 1e15), "float32")  # scores of 1e30
-    y, _ = ops.multi_head_attention(qkv, 1, xp=xp)
+    y, *stats = ops.multi_head_attention(qkv, 1, xp=xp)
     np.testing.assert_array_equal(
         to_numpy(ops.attention_weights(qkv, 1, xp=xp)), np.full((1, 1, 4, 4), 0.25)
     )
     assert_close(y, np.full((1, 4, 2), 1e15))
+    dy = bring(np.ones((1, 4, 2)), "float32")
+    dqkv = to_numpy(ops.multi_head_attention_backward(dy, qkv, y, *stats, xp=xp))
+    assert_close(dqkv[..., 4:], np.ones((1, 4, 2)))
 
 
 @pytest.mark.parametrize("scale", [1e15, 1e-30])
 def test_huge_and_tiny(scale: float, xp: ArrayModule, rng: np.random.Generator, bring: Any) -> None:
     host = (rng.standard_normal((2, 5, 12)) * scale).astype("float32")
     qkv = bring(host, "float32")
-    y, lse = ops.multi_head_attention(qkv, 2, xp=xp)
+    y, *stats = ops.multi_head_attention(qkv, 2, xp=xp)
     expected, p, _ = attention_loop(host, 2)
     assert_close(y, expected, reduction=5)
     assert_close(ops.attention_weights(qkv, 2, xp=xp), p)
     dy = bring(np.ones((2, 5, 4)), "float32")
-    dqkv = to_numpy(ops.multi_head_attention_backward(dy, qkv, y, lse, xp=xp))
+    dqkv = to_numpy(ops.multi_head_attention_backward(dy, qkv, y, *stats, xp=xp))
     assert np.isfinite(dqkv).all()
     dv = p.sum(axis=2).transpose(0, 2, 1).repeat(2, axis=2)  # p^T times ones, head by head
     assert_close(dqkv[..., 8:], dv, reduction=5)
@@ -149,7 +153,7 @@ def test_huge_and_tiny(scale: float, xp: ArrayModule, rng: np.random.Generator, 
 
 def test_empty_batch(xp: ArrayModule, bring: Any) -> None:
     qkv = bring(np.zeros((0, 5, 12)), "float32")
-    y, lse = ops.multi_head_attention(qkv, 2, xp=xp)
+    y, *stats = ops.multi_head_attention(qkv, 2, xp=xp)
     assert y.shape == (0, 5, 4)
-    assert ops.multi_head_attention_backward(y, qkv, y, lse, xp=xp).shape == (0, 5, 12)
+    assert ops.multi_head_attention_backward(y, qkv, y, *stats, xp=xp).shape == (0, 5, 12)
     assert ops.attention_weights(qkv, 2, xp=xp).shape == (0, 2, 5, 5)

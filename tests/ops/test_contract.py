@@ -42,6 +42,7 @@ def arguments(name: str, make: Make, b: int, n: int) -> tuple[tuple[Any, ...], d
             x,
             make(b, n, 2),
             make(b, 2, n),
+            make(b, 2, n),
         ),
         "attention_weights": lambda: (x, 2),
         "dropout": lambda: (x, 0.5, KEY),

@@ -175,7 +175,7 @@ def test_attention_is_a_plain_loop(
 ) -> None:
     qkv = philox(seed, "test").standard_normal((batch, tokens, 3 * num_heads * size))
     qkv[..., : 2 * num_heads * size] *= scale  # the queries and keys
-    y, _ = ops.multi_head_attention(xp.asarray(qkv), num_heads, xp=xp)
+    y, *_ = ops.multi_head_attention(xp.asarray(qkv), num_heads, xp=xp)
     assert_close(y, attend(qkv, num_heads))
     p = to_numpy(ops.attention_weights(xp.asarray(qkv), num_heads, xp=xp))
     assert p.shape == (batch, num_heads, tokens, tokens)

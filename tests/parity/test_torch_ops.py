@@ -111,18 +111,18 @@ def test_multi_head_attention(
     torch, dim = parity.torch, heads * width
     longest = max(tokens, width)  # terms: channels in a score, tokens in a sum of values
     qkv, tqkv = parity.normal(batch, tokens, 3 * dim, scale=scale)
-    y, lse = ops.multi_head_attention(qkv, heads, xp=parity.xp)
+    y, *stats = ops.multi_head_attention(qkv, heads, xp=parity.xp)
     q, k, v = (part.unflatten(-1, (heads, width)).transpose(1, 2) for part in tqkv.chunk(3, -1))
     ty = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     ty = ty.transpose(1, 2).flatten(2)
     parity.close(y, ty, reduction=longest, what="y")
     scores = q @ k.transpose(-1, -2) / width**0.5
-    parity.close(lse, scores.logsumexp(dim=-1), reduction=longest, what="lse")
+    parity.close(stats[0] + stats[1], scores.logsumexp(dim=-1), reduction=longest, what="lse")
     weights = ops.attention_weights(qkv, heads, xp=parity.xp)
     parity.close(weights, scores.softmax(dim=-1), reduction=longest, what="weights")
     dy, tdy = parity.normal(batch, tokens, dim)
     ty.backward(tdy)
-    dqkv = ops.multi_head_attention_backward(dy, qkv, y, lse, xp=parity.xp)
+    dqkv = ops.multi_head_attention_backward(dy, qkv, y, *stats, xp=parity.xp)
     parity.close(dqkv, tqkv.grad, reduction=longest, what="dqkv")
 
 

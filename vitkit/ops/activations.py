@@ -4,8 +4,9 @@ r"""Element-wise activations other than GELU.
           \mathrm{silu}(x) = x\,\sigma(x), \qquad
           \mathrm{quick\_gelu}(x) = x\,\sigma(1.702\,x), \qquad \tanh(x),
 
-with :math:`\sigma(x) = 1 / (1 + e^{-x}) = \tfrac12(1 + \tanh\tfrac x2)`; the second form cannot
-overflow. For :math:`y = x\,\sigma(a x)` and :math:`s = \sigma(a x)`,
+with :math:`\sigma(x) = 1 / (1 + e^{-x})`, for negative :math:`x` as :math:`e^x / (1 + e^x)`, so that
+nothing overflows and small values keep all their digits. For :math:`y = x\,\sigma(a x)` and
+:math:`s = \sigma(a x)`,
 
 .. math:: dx = dy \, s\,\bigl(1 + a x (1 - s)\bigr).
 
@@ -157,4 +158,5 @@ def tanh_backward(dy: Array, x: Array, *, xp: ArrayModule) -> Array:
 
 
 def _sigmoid(x: Array, xp: ArrayModule) -> Array:
-    return 0.5 * (1 + xp.tanh(0.5 * x))
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x < 0, e, xp.ones_like(e)) / (1 + e)

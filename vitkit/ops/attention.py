@@ -4,9 +4,10 @@ For each image and head, with :math:`q, k, v \in \mathbb{R}^{N \times d}`,
 
 .. math:: s = q k^\top / \sqrt d, \qquad p = \operatorname{softmax}(s), \qquad y = p\,v .
 
-Instead of :math:`p` the forward pass returns :math:`\ell_i = \log \sum_j e^{s_{ij}}`, N numbers for
-N x N, and the backward pass recomputes :math:`p = e^{s - \ell}` (FlashAttention, Dao et al., 2022,
-arXiv:2205.14135):
+Instead of :math:`p` the forward pass returns :math:`m_i = \max_j s_{ij}` and
+:math:`\ell_i = \log \sum_j e^{s_{ij} - m_i}`, 2 N numbers for N x N, and the backward pass
+recomputes :math:`p = e^{s - m - \ell}` (FlashAttention, Dao et al., 2022, arXiv:2205.14135; there
+the two are one number, which loses digits where scores are large):
 
 .. math:: dv = p^\top dy, \qquad dp = dy\, v^\top, \qquad
           ds = p \odot (dp - \delta), \quad \delta_i = {\textstyle\sum_c dy_{ic}\, y_{ic}},
@@ -25,7 +26,7 @@ from vitkit.ops.softmax import softmax
 
 
 @Op
-def multi_head_attention(qkv: Array, num_heads: int, *, xp: ArrayModule) -> tuple[Array, Array]:
+def multi_head_attention(qkv: Array, num_heads: int, *, xp: ArrayModule) -> tuple[Array, Array, Array]:
     """Let every token gather the values of all tokens, in each head.
 
     Parameters
@@ -41,8 +42,9 @@ def multi_head_attention(qkv: Array, num_heads: int, *, xp: ArrayModule) -> tupl
     -------
     y : array, shape (B, N, D)
         The gathered values, heads side by side.
-    lse : array, shape (B, h, N)
-        The logarithm of each query's sum of exponentials, for backward.
+    largest, log_total : array, shape (B, h, N)
+        Each query's largest score, and the logarithm of its sum of exponentials relative to that
+        one, for backward.
     """
     q, k, v = split_heads(qkv, num_heads)
     scores = _scores(q, k)
@@ -51,14 +53,14 @@ def multi_head_attention(qkv: Array, num_heads: int, *, xp: ArrayModule) -> tupl
     p = xp.exp(scores, out=scores)
     total = p.sum(axis=-1, keepdims=True)
     p /= total
-    lse = (largest + xp.log(total))[..., 0]
-    y = p @ v  # (B, h, N, d)
-    return y.transpose(0, 2, 1, 3).reshape(*qkv.shape[:2], qkv.shape[2] // 3), lse
+    y = (p @ v).transpose(0, 2, 1, 3)  # (B, N, h, d)
+    y = y.reshape(*qkv.shape[:2], qkv.shape[2] // 3)
+    return y, largest[..., 0], xp.log(total)[..., 0]
 
 
 @Op
 def multi_head_attention_backward(
-    dy: Array, qkv: Array, y: Array, lse: Array, *, xp: ArrayModule
+    dy: Array, qkv: Array, y: Array, largest: Array, log_total: Array, *, xp: ArrayModule
 ) -> Array:
     """Return ``dqkv`` of :func:`multi_head_attention`.
 
@@ -70,16 +72,19 @@ def multi_head_attention_backward(
         The input of the forward pass.
     y : array, shape (B, N, D)
         The output of the forward pass.
-    lse : array, shape (B, h, N)
+    largest, log_total : array, shape (B, h, N)
         What the forward pass returned.
     xp : module
         The array module.
     """
-    num_heads = lse.shape[1]
+    num_heads = largest.shape[1]
     q, k, v = split_heads(qkv, num_heads)
     dy = _heads(dy, num_heads)
     delta = (dy * _heads(y, num_heads)).sum(axis=-1, keepdims=True)
-    p = _probabilities(q, k, lse, xp)
+    scores = _scores(q, k)
+    scores -= largest[..., None]
+    scores -= log_total[..., None]
+    p = xp.exp(scores, out=scores)
     dqkv = xp.empty_like(qkv)
     dq, dk, dv = split_heads(dqkv, num_heads)
     dv[...] = p.swapaxes(-1, -2) @ dy
@@ -130,9 +135,3 @@ def _heads(x: Array, num_heads: int) -> Array:
 
 def _scores(q: Array, k: Array) -> Array:
     return (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, h, N, N)
-
-
-def _probabilities(q: Array, k: Array, lse: Array, xp: ArrayModule) -> Array:
-    scores = _scores(q, k)
-    scores -= lse[..., None]
-    return xp.exp(scores, out=scores)
