@@ -32,7 +32,7 @@ Lion (Chen et al., 2023, arXiv:2302.06675, Algorithm 2):
 
 Exponential moving average of the weights (Polyak averaging with a decay):
 
-.. math:: \bar w \leftarrow \beta \bar w + (1 - \beta) w
+.. math:: \overline w \leftarrow \beta \overline w + (1 - \beta) w
 
 All of them but LAMB treat each entry alone, so one call may serve a flat buffer that holds many
 parameters; LAMB needs one call for each parameter. Hyper-parameters are Python numbers, which
@@ -152,8 +152,8 @@ def adamw_update_inplace(
 
     Parameters
     ----------
-    w, g, m, v, lr, beta1, beta2, eps, weight_decay, step, xp
-        As for :func:`adam_update_inplace`.
+    w, g, m, v, lr, beta1, beta2, eps, weight_decay, step, xp : as for Adam
+        See :func:`adam_update_inplace`.
     """
     w *= 1 - lr * weight_decay
     w -= lr * _adam_direction(g, m, v, beta1=beta1, beta2=beta2, eps=eps, step=step, xp=xp)
@@ -186,8 +186,8 @@ def lamb_update_inplace(
 
     Parameters
     ----------
-    w, g, m, v, lr, beta1, beta2, eps, weight_decay, step, xp
-        As for :func:`adam_update_inplace`; ``w`` is one whole parameter, whose norm counts.
+    w, g, m, v, lr, beta1, beta2, eps, weight_decay, step, xp : as for Adam
+        See :func:`adam_update_inplace`; ``w`` is one whole parameter, whose norm counts.
     """
     u = _adam_direction(g, m, v, beta1=beta1, beta2=beta2, eps=eps, step=step, xp=xp)
     if weight_decay:
@@ -239,7 +239,7 @@ def lion_update_inplace(
 def ema_update_inplace(average: Array, w: Array, *, decay: float, xp: ArrayModule) -> None:
     r"""Move the average of the weights towards the weights.
 
-    .. math:: \bar w \leftarrow \bar w + (1 - \beta) (w - \bar w)
+    .. math:: \overline w \leftarrow \overline w + (1 - \beta) (w - \overline w)
 
     Parameters
     ----------

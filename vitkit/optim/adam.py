@@ -11,7 +11,7 @@ from vitkit.optim.validate import number, two_betas
 class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015, arXiv:1412.6980), as ``torch.optim.Adam``.
 
-    The equation is that of :func:`vitkit.ops.updates.adam_update_inplace`.
+    The equation is that of :func:`vitkit.ops.adam_update_inplace`.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from vitkit.optim.validate import number, two_betas
 class AdamW(Optimizer):
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), as ``torch.optim.AdamW``.
 
-    The equation is that of :func:`vitkit.ops.updates.adamw_update_inplace`.
+    The equation is that of :func:`vitkit.ops.adamw_update_inplace`.
 
     Parameters
     ----------

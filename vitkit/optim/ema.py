@@ -1,9 +1,9 @@
 r"""A running average of the weights, which often tests better than the weights themselves.
 
-.. math:: \bar w \leftarrow \beta_t \bar w + (1 - \beta_t) w, \qquad
+.. math:: \overline w \leftarrow \beta_t \overline w + (1 - \beta_t) w, \qquad
           \beta_t = \min\left(\beta, \frac{1 + t}{10 + t}\right)
 
-at update :math:`t = 1, 2, 3, \dots`; without warm-up :math:`\beta_t = \beta`. The warm-up, that of
+at update :math:`t = 1, 2, 3, \ldots`; without warm-up :math:`\beta_t = \beta`. The warm-up, that of
 TensorFlow's ``ExponentialMovingAverage``, lets the average forget the first weights, which a
 decay near one would remember for thousands of updates.
 """

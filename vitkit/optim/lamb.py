@@ -11,7 +11,7 @@ from vitkit.optim.validate import number, two_betas
 class LAMB(Optimizer):
     """LAMB (You et al., 2020, arXiv:1904.00962), for very large batches.
 
-    The equation is that of :func:`vitkit.ops.updates.lamb_update_inplace`. As in the authors'
+    The equation is that of :func:`vitkit.ops.lamb_update_inplace`. As in the authors'
     code (and timm's), a parameter without weight decay takes Adam's plain step: biases start at
     zero, so steps in proportion to their length would hardly move them.
 

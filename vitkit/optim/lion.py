@@ -11,7 +11,7 @@ from vitkit.optim.validate import two_betas
 class Lion(Optimizer):
     """Lion (Chen et al., 2023, arXiv:2302.06675): every weight moves by the learning rate.
 
-    The equation is that of :func:`vitkit.ops.updates.lion_update_inplace`. The paper advises a
+    The equation is that of :func:`vitkit.ops.lion_update_inplace`. The paper advises a
     learning rate 3 to 10 times smaller than AdamW's, and a weight decay larger by as much.
 
     Parameters

@@ -11,7 +11,7 @@ from vitkit.optim.validate import number
 class SGD(Optimizer):
     """Stochastic gradient descent, as ``torch.optim.SGD`` without dampening.
 
-    The equation is that of :func:`vitkit.ops.updates.sgd_update_inplace`.
+    The equation is that of :func:`vitkit.ops.sgd_update_inplace`.
 
     Parameters
     ----------
