@@ -4,4 +4,5 @@ from vitkit.checkpoint.files import Checkpoint as Checkpoint
 from vitkit.checkpoint.files import load as load
 from vitkit.checkpoint.files import read_pointer as read_pointer
 from vitkit.checkpoint.files import save as save
+from vitkit.checkpoint.files import write_file as write_file
 from vitkit.checkpoint.files import write_pointer as write_pointer

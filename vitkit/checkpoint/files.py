@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,17 @@ def save(
     try:
         temporary.mkdir(parents=True)
         for stem, named in arrays.items():
-            whole = {name: np.ascontiguousarray(array) for name, array in named.items()}
+            # Not ascontiguousarray, which makes counters, of shape (), vectors.
+            whole = {name: np.asarray(array, order="C") for name, array in named.items()}
             safetensors.numpy.save_file(whole, temporary / f"{stem}.safetensors")
         for stem, document in documents.items():
-            _write_json(temporary / f"{stem}.json", document)
+            (temporary / f"{stem}.json").write_text(_as_json(document), encoding="utf-8")
         files = {
             file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in sorted(temporary.iterdir())
         }
-        _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
+        manifest = _as_json({"format": FORMAT, "files": files})
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
@@ -93,8 +96,9 @@ def save(
         _sync(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"Cannot write the checkpoint {path}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(path: Path) -> Checkpoint:
@@ -103,28 +107,43 @@ def load(path: Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If a file is missing, damaged or not listed, or the format is newer than this version.
+        If a file is missing, damaged or no plain file, or the format is newer than this version.
     """
-    files = _verified_files(path)
     arrays, documents = {}, {}
-    for file in files:
-        if file.suffix == ".safetensors":
-            try:
+    try:
+        for file in _verified_files(path):
+            if file.suffix == ".safetensors":
                 arrays[file.stem] = safetensors.numpy.load_file(file)
-            except (SafetensorError, ValueError, TypeError, KeyError) as error:
-                raise _damaged(path, f"{file.name}: {error}") from error
-        else:
-            documents[file.stem] = _read_json(file)
+            else:
+                documents[file.stem] = _read_json(file)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, str(error)) from error
     return Checkpoint(path, arrays, documents)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a small file, so that a reader finds the old text or the new, never a part.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written; the old file is as it was then.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise CheckpointError(f"Cannot write {path}: {error}") from error
 
 
 def write_pointer(path: Path, target: str, **details: Any) -> None:
     """Replace the small JSON file ``path`` so that it names the checkpoint ``target``."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    _write_json(temporary, {"checkpoint": target, **details})
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
+    write_file(path, _as_json({"checkpoint": target, **details}))
 
 
 def read_pointer(path: Path) -> dict[str, Any]:
@@ -145,10 +164,14 @@ def read_pointer(path: Path) -> dict[str, Any]:
 def _verified_files(path: Path) -> list[Path]:
     """Return the files that the manifest lists, after checking size and hash of each."""
     manifest = _read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise _damaged(
-            path, f"its format is {manifest.get('format')!r}; this vitkit reads format {FORMAT}"
+    version = manifest.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise CheckpointError(
+            f"The checkpoint {path} has format {version}, and this vitkit reads format {FORMAT}: "
+            "upgrade vitkit."
         )
+    if version != FORMAT:
+        raise _damaged(path, f"its format is {version!r}, not {FORMAT}")
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not listed:
         raise _damaged(path, "the manifest lists no files")
@@ -179,8 +202,8 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_json(file: Path, document: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+def _as_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1) + "\n"
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -188,6 +211,8 @@ def _read_json(file: Path) -> dict[str, Any]:
         if file.stat().st_size > LARGEST_DOCUMENT:
             raise _damaged(file, f"it is larger than {LARGEST_DOCUMENT} bytes")
         document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _damaged(file, "there is no such file") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file, f"it cannot be read ({error})") from error
     if not isinstance(document, dict):

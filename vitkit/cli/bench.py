@@ -9,10 +9,12 @@ import typer
 
 def bench(
     model: Annotated[str, typer.Option("--model", help="Size and patch.")] = "Ti/4",
-    image_size: Annotated[int, typer.Option("--image-size", min=1)] = 32,
-    depth: Annotated[int, typer.Option("--depth", min=1)] = 6,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    num_classes: Annotated[int, typer.Option("--num-classes", min=1)] = 10,
+    image_size: Annotated[
+        int, typer.Option("--image-size", min=1, help="Pixels a side, of 3 channels.")
+    ] = 32,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="Blocks.")] = 6,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")] = 32,
+    num_classes: Annotated[int, typer.Option("--num-classes", min=1, help="Outputs.")] = 10,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed repetitions.")] = 5,
     backend: Annotated[str, typer.Option("--backend", help="numpy, cupy or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -21,9 +23,7 @@ def bench(
     from vitkit.models import ViT
     from vitkit.train.speed import measure
 
-    vit = ViT(
-        model, image_size=image_size, depth=depth, num_classes=num_classes, backend=backend
-    )
+    vit = ViT(model, image_size=image_size, depth=depth, num_classes=num_classes, backend=backend)
     found = measure(vit, batch_size=batch_size, rounds=rounds)
     if as_json:
         import json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +11,16 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
-from vitkit.train.callbacks import Callback
+from vitkit.train.callbacks import Callback, as_line
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 
@@ -39,11 +42,12 @@ class Console(Callback):
         self.callback = self
         self.quiet = quiet
         self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        # FORCE_COLOR makes Rich believe in a terminal; a bar still needs a real one.
+        self._has_bar = not quiet and self._console.is_interactive and sys.stderr.isatty()
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._last_line = time.monotonic()
         self._state = TrainState()
-        self._text = ""
 
     def say(self, line: str) -> None:
         """Show a line, above the bar if there is one."""
@@ -54,9 +58,9 @@ class Console(Callback):
         """Start the bar, on a terminal."""
         self._state = state
         self._last_line = time.monotonic()
-        if self.quiet or not self._console.is_terminal:
+        if not self._has_bar:
             return
-        self._bar = self._make_bar()
+        self._bar = self._make_bar(MofNCompleteColumn())
         self._bar.start()
         self._task = self._bar.add_task("", total=state.total_steps, completed=state.step)
 
@@ -79,7 +83,7 @@ class Console(Callback):
         """Show a row: on the bar while steps go by, as a line at the end of an epoch."""
         if self.quiet:
             return
-        text = _describe(row, self._state)
+        text = as_line(row, self._state)
         if row["event"] == "epoch":
             self.say(text)
             self._last_line = time.monotonic()
@@ -92,21 +96,34 @@ class Console(Callback):
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show how far something that counts to ``total`` has come."""
-        if self.quiet or not self._console.is_terminal:
-            yield lambda more: None
-            return
-        with self._make_bar(transient=True) as bar:
+        with self._make_bar(MofNCompleteColumn(), transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda more: bar.advance(task, more)
 
-    def _make_bar(self, *, transient: bool = False) -> Progress:
+    @contextmanager
+    def downloading(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Show how much of each file has come: its name, the bytes so far, the bytes in all."""
+        tasks: dict[str, TaskID] = {}
+        with self._make_bar(DownloadColumn()) as bar:
+
+            def progress(file: str, done: int, total: int) -> None:
+                if file not in tasks:
+                    tasks[file] = bar.add_task(file, total=total)
+                    if not self._has_bar:
+                        self.say(f"downloading {file}, {total / 1e6:.1f} MB")
+                bar.update(tasks[file], completed=done)
+
+            yield progress
+
+    def _make_bar(self, count: ProgressColumn, *, transient: bool = False) -> Progress:
         return Progress(
             BarColumn(bar_width=20),
-            MofNCompleteColumn(),
+            count,
             TimeRemainingColumn(compact=True),
             TextColumn("{task.description}"),
             console=self._console,
             transient=transient,
+            disable=not self._has_bar,
         )
 
 
@@ -115,32 +132,3 @@ def _short(row: dict[str, Any]) -> str:
         f"epoch {row['epoch'] + 1}  loss {row['train_loss']:.4f}  "
         f"acc {row['train_accuracy']:.2%}  {row['images_per_second']:.0f} img/s"
     )
-
-
-def _describe(row: dict[str, Any], state: TrainState) -> str:
-    """Return a row as a line: where, loss, accuracy, speed, time left."""
-    done, total = row["step"], state.total_steps
-    left = row["seconds"] / done * (total - done) if done else 0.0
-    width = len(str(state.epochs))
-    epoch = row["epoch"] + (row["event"] == "step")
-    parts = [
-        f"epoch {epoch:>{width}}/{state.epochs}",
-        f"loss {row['train_loss']:.4f}",
-        f"acc {row['train_accuracy']:.2%}",
-    ]
-    if "val_loss" in row:
-        parts.append(f"val loss {row['val_loss']:.4f}  val acc {row['val_accuracy']:.2%}")
-    if "images_per_second" in row:
-        parts.append(f"{row['images_per_second']:.0f} img/s")
-    parts.append(f"{_clock(row['seconds'])} done, {_clock(left)} left")
-    return "  ".join(parts)
-
-
-def _clock(seconds: float) -> str:
-    """Return seconds as ``12s``, ``3m05s`` or ``2h07m``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02}m"

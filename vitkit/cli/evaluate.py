@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,24 +14,31 @@ LARGEST_MATRIX = 20  # classes; a larger confusion matrix does not fit a screen
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder, or a folder under its checkpoints/.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, or a folder under its checkpoints/.")
+    ],
     part: Annotated[
-        str, typer.Option("--split", help="Which images: test, val or train.")
+        str, typer.Option("--split", metavar="PART", help="Which images: test, val or train.")
     ] = "test",
     data_dir: Annotated[
-        Optional[Path], typer.Option("--data-dir", help="Where the data set's files are.")
+        Path | None, typer.Option("--data-dir", help="Where the data set's files are.")
     ] = None,
     which: Annotated[str, typer.Option("--which", help="Checkpoint: best or last.")] = "best",
     weights: Annotated[
         str, typer.Option("--weights", help="raw, ema, or auto: ema where there is one.")
     ] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 256,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images at once; no result depends on it.")
+    ] = 256,
     backend: Annotated[str, typer.Option("--backend", help="numpy, cupy or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show how good a trained model is: top-1, top-5, each class, confusion matrix."""
+    """Show the accuracy of a model, by class too, and its confusions.
+
+    The images are the test images, unless --split names others.
+    """
     from vitkit.cli.display import Console
-    from vitkit.config.build import load_data
+    from vitkit.config.build import components, load_data
     from vitkit.config.load import load
     from vitkit.data import Loader, split
     from vitkit.errors import ConfigError
@@ -39,12 +46,15 @@ def evaluate(
     from vitkit.train import evaluate as measure
     from vitkit.train import restore
 
-    folder = run.parent.parent if run.parent.name == "checkpoints" else run
+    place = run.resolve()
+    folder = place.parent.parent if place.parent.name == "checkpoints" else run
     restored = restore(run, backend=backend, which=which, weights=weights)
-    config = load(
-        [folder / "config.toml"], (), {"data.path": str(data_dir) if data_dir else None}
-    )
-    data = load_data(config, registries())
+    # Without the environment: VITKIT_SEED would hold back other images than training did.
+    flags = {"data.path": str(data_dir) if data_dir else None}
+    config = load([folder / "config.toml"], (), flags, environ={})
+    names = registries()
+    data = load_data(config, names)
+    _, _, loss, _ = components(config, names, len(data.train))
     images = {"test": data.test, "train": data.train}
     if config.data.val_fraction:
         rest, held_back = split(data.train, config.data.val_fraction, config.seed)
@@ -55,14 +65,24 @@ def evaluate(
         found = measure(
             restored.model,
             Loader(images[part], batch_size),
+            loss=loss,
             preprocess=restored.preprocess,
             on_batch=on_batch,
         )
     if as_json:
         import json
 
-        typer.echo(json.dumps({"checkpoint": str(restored.checkpoint.path), "split": part,
-                               "note": images[part].note, **found.to_dict()}, indent=1))
+        typer.echo(
+            json.dumps(
+                {
+                    "checkpoint": str(restored.checkpoint.path),
+                    "split": part,
+                    "note": images[part].note,
+                    **found.to_dict(),
+                },
+                indent=1,
+            )
+        )
         return
     note = f" ({images[part].note})" if images[part].note else ""
     typer.echo(f"{restored.checkpoint.path}, {part} images: {found.count}{note}")

@@ -10,7 +10,7 @@ import typer
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show versions, backends and folders: what to put in a bug report."""
+    """Show versions, backends and folders, as a bug report needs them."""
     from vitkit.backend import array_module
     from vitkit.data import data_dir
     from vitkit.train import plots
@@ -31,7 +31,7 @@ def info(
     for pool in found["blas"]:
         typer.echo(
             f"{'BLAS':<14}{pool['internal_api']} {pool['version']}, {pool['architecture']}, "
-            f"{pool['num_threads']} threads of {found['cores']} cores"
+            f"threads: {pool['num_threads']}, cores: {found['cores']}"
         )
     typer.echo(f"{'numpy':<14}works")
     cupy = found["cupy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -12,8 +13,7 @@ from vitkit.cli import bench, data, evaluate, info, predict, train
 from vitkit.errors import ConfigError, VitkitError
 
 EPILOG = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted, "
-    "143 terminated."
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted, 143 terminated."
 )
 
 app = typer.Typer(
@@ -53,11 +53,22 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; errors of vitkit's own become one message and an exit code."""
+    """Run the command line; errors become a line, or one for each problem, and an exit code."""
     try:
         app()
-    except (VitkitError, FloatingPointError) as error:
+    except Exception as error:
         if _debug:
-            raise
-        typer.echo(f"vitkit: {error}", err=True)
+            traceback.print_exc()
+        for line in _lines(error):
+            typer.echo(f"vitkit: {line}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _lines(error: Exception) -> list[str]:
+    """Return what to say of an error."""
+    if isinstance(error, ConfigError):
+        return error.problems
+    if isinstance(error, (VitkitError, FloatingPointError, OSError)):
+        return [str(error)]
+    where = "" if _debug else " (vitkit --debug ... shows where)"
+    return [f"{type(error).__name__}: {error}{where}"]

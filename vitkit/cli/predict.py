@@ -9,8 +9,10 @@ import typer
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder, or a folder under its checkpoints/.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, or a folder under its checkpoints/.")
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to show.")] = 3,
     invert: Annotated[
         bool,
@@ -31,7 +33,8 @@ def predict(
 
     restored = restore(run, backend=backend, which=which)
     sizes = restored.model.config
-    pixels = np.stack([read_image(path, sizes.image_size, sizes.in_channels) for path in images])
+    shape = (sizes.in_channels, *sizes.image_size)
+    pixels = np.stack([read_image(path, shape) for path in images])
     # Files hold pixels up to 255, whatever the training images were divided by.
     preprocess = replace(restored.preprocess, scale=255.0)
     probabilities = guess(restored.model, 255 - pixels if invert else pixels, preprocess)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -12,39 +13,47 @@ STOPPED = {"interrupted": 130, "terminated": 143}
 
 def train(
     dataset: Annotated[
-        Optional[str], typer.Option("--dataset", help="Data set; 'vitkit data list' names them.")
+        str | None, typer.Option("--dataset", help="Data set; 'vitkit data list' names them.")
     ] = None,
     data_dir: Annotated[
-        Optional[Path], typer.Option("--data-dir", help="Where its files are.")
+        Path | None, typer.Option("--data-dir", help="Where its files are.")
     ] = None,
     model: Annotated[
-        Optional[str], typer.Option("--model", help="Size and patch, such as Ti/4 or B/16.")
+        str | None, typer.Option("--model", help="Size and patch, such as Ti/4 or B/16.")
     ] = None,
-    epochs: Annotated[Optional[int], typer.Option("--epochs")] = None,
-    batch_size: Annotated[Optional[int], typer.Option("--batch-size")] = None,
-    lr: Annotated[Optional[float], typer.Option("--lr", help="Peak learning rate.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="How often every image is seen.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images at once.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     backend: Annotated[
-        Optional[str], typer.Option("--backend", help="numpy, cupy, or auto (the default).")
+        str | None, typer.Option("--backend", help="numpy, cupy, or auto (the default).")
     ] = None,
-    seed: Annotated[Optional[int], typer.Option("--seed")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Where all random numbers come from.")
+    ] = None,
     max_time: Annotated[
-        Optional[str], typer.Option("--max-time", help="End after this time, such as 90s or 2h.")
+        str | None, typer.Option("--max-time", help="End after this time, such as 90s or 2h.")
     ] = None,
     config: Annotated[
-        Optional[list[Path]], typer.Option("--config", help="TOML file; may be repeated.")
+        list[Path] | None,
+        typer.Option("--config", metavar="FILE", help="Settings as TOML; may be repeated."),
     ] = None,
     settings: Annotated[
-        Optional[list[str]],
-        typer.Option("--set", metavar="A.B=VALUE", help="Any setting; may be repeated."),
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="One setting; may be repeated."),
     ] = None,
     name: Annotated[
-        Optional[str], typer.Option("--name", help="Last part of the run folder's name.")
+        str | None, typer.Option("--name", help="Last part of the run folder's name.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Where run folders are made.")] = Path("runs"),
     resume: Annotated[
-        Optional[str],
-        typer.Option("--resume", metavar="RUN", help="Go on with a run folder, or 'auto': the "
-                     "latest under --out."),
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with a run folder, or 'auto': the latest under --out.",
+        ),
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the configuration and do nothing.")
@@ -52,7 +61,7 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Train a ViT; with no argument, on the handwritten digits that ship with vitkit."""
+    """Train a ViT; without options, on digits that ship with vitkit."""
     from vitkit.cli.display import Console
     from vitkit.config.load import dumps, load
     from vitkit.config.runner import folder_name, run
@@ -78,11 +87,20 @@ def train(
     if print_config:
         typer.echo(dumps(chosen), nl=False)
         return
-    folder = folder or out / folder_name(chosen)
+    folder = folder or _new(out / folder_name(chosen))
     console = Console(quiet=quiet)
     summary = run(chosen, folder, console, resume=resume is not None)
     _report(summary, folder, as_json)
     raise typer.Exit(STOPPED.get(summary["stopped"] or "", 0))
+
+
+def _new(folder: Path) -> Path:
+    """Return a folder that is not there yet, for runs that start in the same second."""
+    numbers = itertools.count(2)
+    new = folder
+    while new.exists():
+        new = folder.with_name(f"{folder.name}-{next(numbers)}")
+    return new
 
 
 def _folder_to_resume(resume: str, out: Path) -> Path:

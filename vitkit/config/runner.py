@@ -6,6 +6,7 @@
         config.toml      the resolved configuration
         env.json         versions, BLAS, GPU, arguments
         metrics.jsonl    a row every few steps and every epoch
+        log.txt          the same as lines for people
         summary.json     the results
         checkpoints/     step-NNNNNNNN/, named by last.json and best.json
         plots/           learning curve, attention maps
@@ -21,16 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 import vitkit.checkpoint.files as files
 from vitkit.checkpoint import Checkpoint
 from vitkit.config.build import Parts, build, load_data, resolved
-from vitkit.config.load import dumps
+from vitkit.config.load import dumps, load
 from vitkit.config.preflight import preflight
 from vitkit.config.run import RunConfig
 from vitkit.data import Splits
-from vitkit.errors import CheckpointError, ConfigError
+from vitkit.errors import CheckpointError, ConfigError, VitkitError
 from vitkit.optim import EMA
 from vitkit.plugins import registries
 from vitkit.train import plots
@@ -44,6 +45,7 @@ from vitkit.train.callbacks import (
     StopOnSignal,
     TimeLimit,
     Validation,
+    as_line,
 )
 from vitkit.train.environment import describe
 from vitkit.train.evaluate import evaluate
@@ -51,6 +53,10 @@ from vitkit.train.preprocess import Preprocess
 from vitkit.train.restore import documents, find_checkpoint, restore
 from vitkit.train.state import TrainState
 from vitkit.train.trainer import Trainer
+
+FIXED = """dtype seed optimizer model. data.name data.val_fraction data.augment train.batch_size
+train.grad_accum train.ema_decay train.monitor train.mode""".split()
+"""What a resumed run cannot change: what its state is made of, and what its position counts."""
 
 
 class Display(Protocol):
@@ -95,18 +101,21 @@ def prepare(config: RunConfig) -> Prepared:
     Raises
     ------
     ConfigError
-        Listing every problem; nothing has been allocated then.
+        Listing every problem; no model has been allocated then.
     DataError
         If the data are not what they should be.
     BackendError
         If the backend cannot work here.
     """
     names = registries()
-    _refuse(preflight(config, None, None, names))
-    data = load_data(config, names)
+    try:
+        data = load_data(config, names)
+    except VitkitError:
+        _refuse(preflight(config, None, None, names))
+        raise
     train = data.train
-    found = preflight(config, train.image_shape, len(train.classes), names, num_images=len(train))
-    _refuse(found)
+    shape, num_classes = train.image_shape, len(train.classes)
+    _refuse(preflight(config, shape, num_classes, names, num_images=len(train)))
     return Prepared(config, data, build(config, names, data))
 
 
@@ -131,7 +140,7 @@ def run(
     config : RunConfig
         The run.
     folder : Path
-        The run folder; made if it is not there.
+        The run folder; made, unless a run is resumed.
     display : Display
         What shows the run to a person.
     resume : bool, default False
@@ -147,22 +156,34 @@ def run(
     ConfigError, DataError, BackendError, CheckpointError
         If the run cannot be; the message says why.
     """
-    checkpoint = files.load(find_checkpoint(folder, "last")) if resume else None
     prepared = prepare(config)
+    last = find_checkpoint(folder, "last") if resume else None
     with _locked(folder):
-        return _Run(prepared, folder, display, checkpoint).finish()
+        if last is None and (folder / "config.toml").exists():
+            raise CheckpointError(f"{folder} holds a run: resume it, or choose another folder.")
+        return _Run(prepared, folder, display, files.load(last) if last else None).finish()
 
 
-def _locked(folder: Path) -> FileLock:
+def _locked(folder: Path) -> AcquireReturnProxy[FileLock]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise CheckpointError(f"Another process is training in {folder}: wait for it.") from None
     except OSError as error:
         raise CheckpointError(f"Cannot write the run folder {folder}: {error}") from error
-    return lock
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return a line for each setting that a resumed run cannot change, and that has changed."""
+    problems = []
+    for key, value in now.items():
+        name, old = f"{prefix}{key}", before.get(key)
+        if isinstance(value, dict):
+            problems += _changes(old or {}, value, f"{name}.")
+        elif value != old and (name in FIXED or prefix in FIXED):
+            problems.append(f"{name}: got {value}, but the run began with {old}; leave it out.")
+    return problems
 
 
 class _Run:
@@ -185,7 +206,7 @@ class _Run:
     def _callbacks(self) -> list[Callback]:
         """Return the callbacks in the order they are called: numbers first, then decisions."""
         parts, train = self.parts, self.config.train
-        callbacks: list[Callback] = [StopOnSignal()]
+        callbacks: list[Callback] = []
         if self.ema is not None:
             callbacks.append(Average(self.ema))
         if parts.val is not None:
@@ -216,11 +237,12 @@ class _Run:
             monitor=train.monitor,
             mode=train.mode,
         )
-        callbacks.append(self.checkpointing)
-        return callbacks
+        return [*callbacks, self.checkpointing, StopOnSignal()]
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Put everything where the checkpoint left it."""
+        before = load([self.folder / "config.toml"], environ={})
+        _refuse(_changes(before.model_dump(), self.config.model_dump()))
         try:
             trainer, arrays = checkpoint.documents["trainer"], checkpoint.arrays
             self.state = TrainState.from_dict(trainer["state"])
@@ -241,8 +263,9 @@ class _Run:
         """Train, evaluate, draw, and return the summary."""
         self._write("config.toml", dumps(self.config))
         self._write("env.json", json.dumps(describe(), indent=1) + "\n")
-        self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state.step))
-        self.display.say(self._headline())
+        self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state))
+        self.recorder.sinks.append(lambda row: self._log(as_line(row, self.state)))
+        self._say(self._headline())
         trainer = Trainer(
             self.parts.model,
             self.parts.optimizer,
@@ -255,7 +278,7 @@ class _Run:
         )
         trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)
         if self.state.stop:
-            self.display.say(f"Stopped: {self.state.stop}.")
+            self._say(f"Stopped: {self.state.stop}.")
         summary = self._summary()
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
@@ -288,8 +311,6 @@ class _Run:
                     )
                 results |= {f"{part}_accuracy": found.accuracy, f"{part}_loss": found.loss}
         pictures = [] if interrupted else self._pictures(best)
-        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").open()]
-        trained = [row["train_loss"] for row in rows if row["event"] == "epoch"]
         return {
             "dataset": self.config.data.name,
             "model": self.parts.model.config.variant,
@@ -299,7 +320,7 @@ class _Run:
             "epochs": self.state.epoch,
             "steps": self.state.step,
             "seconds": round(self.state.seconds, 2),
-            "train_loss": trained[-1] if trained else None,
+            "train_loss": self.state.metrics.get("train_loss"),
             "val_accuracy": results.get("val_accuracy"),
             "val_loss": results.get("val_loss"),
             "test_accuracy": results.get("test_accuracy"),
@@ -313,7 +334,7 @@ class _Run:
 
     def _pictures(self, best: Any) -> list[str]:
         if not plots.available():
-            self.display.say(plots.MISSING)
+            self._say(plots.MISSING)
             return []
         curve, attention = self.folder / "plots/curve.png", self.folder / "plots/attention.png"
         plots.learning_curve(self.folder / "metrics.jsonl", curve)
@@ -321,4 +342,12 @@ class _Run:
         return [str(path.relative_to(self.folder)) for path in (curve, attention)]
 
     def _write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text, encoding="utf-8")
+        files.write_file(self.folder / name, text)
+
+    def _say(self, line: str) -> None:
+        self.display.say(line)
+        self._log(line)
+
+    def _log(self, line: str) -> None:
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as stream:
+            stream.write(f"{line}\n")

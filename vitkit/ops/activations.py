@@ -4,8 +4,8 @@ r"""Element-wise activations other than GELU.
           \mathrm{silu}(x) = x\,\sigma(x), \qquad
           \mathrm{quick\_gelu}(x) = x\,\sigma(1.702\,x), \qquad \tanh(x),
 
-with :math:`\sigma(x) = 1 / (1 + e^{-x})`, for negative :math:`x` as :math:`e^x / (1 + e^x)`, so that
-nothing overflows and small values keep all their digits. For :math:`y = x\,\sigma(a x)` and
+with :math:`\sigma(x) = 1 / (1 + e^{-x})`, for negative :math:`x` as :math:`e^x / (1 + e^x)`, so
+that nothing overflows and small values keep all their digits. For :math:`y = x\,\sigma(a x)` and
 :math:`s = \sigma(a x)`,
 
 .. math:: dx = dy \, s\,\bigl(1 + a x (1 - s)\bigr).

@@ -26,7 +26,9 @@ from vitkit.ops.softmax import softmax
 
 
 @Op
-def multi_head_attention(qkv: Array, num_heads: int, *, xp: ArrayModule) -> tuple[Array, Array, Array]:
+def multi_head_attention(
+    qkv: Array, num_heads: int, *, xp: ArrayModule
+) -> tuple[Array, Array, Array]:
     """Let every token gather the values of all tokens, in each head.
 
     Parameters

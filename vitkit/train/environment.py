@@ -26,8 +26,10 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": {name: found for name in CORE + OPTIONAL if (found := _version(name))},
         "blas": [
-            {key: pool.get(key) for key in ("internal_api", "version", "architecture",
-                                            "num_threads")}
+            {
+                key: pool.get(key)
+                for key in ("internal_api", "version", "architecture", "num_threads")
+            }
             for pool in threadpool_info()
             if pool.get("user_api") == "blas"
         ],

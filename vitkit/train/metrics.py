@@ -46,8 +46,13 @@ class Metrics:
         f1 = 2 * hits / np.maximum(guessed + support, 1)
         columns = zip(self.classes, precision, recall, f1, support, strict=True)
         return [
-            {"class": name, "precision": float(p), "recall": float(r), "f1": float(f),
-             "support": int(n)}
+            {
+                "class": name,
+                "precision": float(p),
+                "recall": float(r),
+                "f1": float(f),
+                "support": int(n),
+            }
             for name, p, r, f, n in columns
         ]
 
@@ -85,7 +90,8 @@ class MetricsSum:
         np.add.at(self._confusion, (labels, logits.argmax(axis=1)), 1)
         own = np.take_along_axis(logits, labels[:, None], axis=1)
         # Ties count for the true class, and no sort is needed: fewer than 5 are strictly better.
-        self._top5 += int(((logits > own).sum(axis=1) < 5).sum())
+        # Written with "not <=", so that no number is better than one that is none.
+        self._top5 += int(((~(logits <= own)).sum(axis=1) < 5).sum())
 
     def result(self) -> Metrics:
         """Return the metrics of all batches so far.
@@ -100,5 +106,9 @@ class MetricsSum:
             raise ValueError("There is nothing to evaluate: no images were counted.")
         hits = int(np.trace(self._confusion))
         return Metrics(
-            self._loss / count, hits / count, self._top5 / count, self._confusion, self.classes
+            self._loss / count,
+            hits / count,
+            self._top5 / count,
+            self._confusion.copy(),
+            self.classes,
         )

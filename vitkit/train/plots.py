@@ -1,4 +1,4 @@
-"""Pictures of a run. They need Matplotlib, the extra ``plot``, which is imported when one is made."""
+"""Pictures of a run; they need Matplotlib, the extra ``plot``, imported when one is made."""
 
 from __future__ import annotations
 
@@ -39,19 +39,23 @@ def learning_curve(metrics: Path, path: Path) -> None:
     panels = (("loss", "loss", axes[0, 0]), ("accuracy", "accuracy", axes[0, 1]))
     for metric, label, axis in panels:
         for part, style in (("train", "--"), ("val", "-")):
-            points = [(r["epoch"], r[f"{part}_{metric}"]) for r in epochs if f"{part}_{metric}" in r]
+            points = [
+                (r["epoch"], r[f"{part}_{metric}"]) for r in epochs if f"{part}_{metric}" in r
+            ]
             if points:
                 mark = "o" if len(points) == 1 else ""
                 axis.plot(*zip(*points, strict=True), style, marker=mark, label=_PARTS[part])
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    axes[0, 0].set_yscale("log")
+        if epochs:  # a run may have been stopped before the end of its first
+            axis.legend(frameon=False)
+    if epochs:
+        axes[0, 0].set_yscale("log")
     _save(figure, path)
 
 
-_PARTS = {"train": "training (augmented, dropout on)", "val": "validation"}
+_PARTS = {"train": "training, as augmented", "val": "validation"}
 
 
 def attention_picture(
@@ -89,14 +93,18 @@ def attention_picture(
         truth = dataset.classes[dataset.labels[index]]
         axes[row, 0].imshow(image, cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_title(
-            f"{truth}: {dataset.classes[guess]} {guesses[row, guess]:.0%}", fontsize=8
+            f"{truth}: {dataset.classes[guess]} {guesses[row, guess]:.0%}",
+            fontsize=8,
+            parse_math=False,
         )
         for block in range(depth):
             axis = axes[row, block + 1]
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
             axis.imshow(
-                maps[block, row], cmap="inferno", alpha=0.6, extent=(-0.5, width - 0.5,
-                                                                    height - 0.5, -0.5)
+                maps[block, row],
+                cmap="inferno",
+                alpha=0.6,
+                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
             )
             if row == 0:
                 axis.set_title(f"block {block}", fontsize=8)

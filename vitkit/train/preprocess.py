@@ -46,6 +46,4 @@ class Preprocess:
     def __call__(self, images: np.ndarray, model: Module) -> Array:
         """Bring uint8 images (B, C, H, W) to the model's device, normalised, in its dtype."""
         xp, dtype = model.xp, model.groups[0].values.dtype
-        return normalize_images(
-            xp.asarray(images), self.scale, self.mean, self.std, dtype, xp=xp
-        )
+        return normalize_images(xp.asarray(images), self.scale, self.mean, self.std, dtype, xp=xp)

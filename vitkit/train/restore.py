@@ -9,7 +9,7 @@ from typing import Any
 import vitkit.checkpoint.files as files
 from vitkit.backend import ArrayModule
 from vitkit.checkpoint import Checkpoint
-from vitkit.errors import CheckpointError, ConfigError
+from vitkit.errors import CheckpointError, ConfigError, suggestion
 from vitkit.models import ViT, ViTConfig
 from vitkit.train.preprocess import Preprocess
 
@@ -36,9 +36,7 @@ class Restored:
     checkpoint: Checkpoint
 
 
-def documents(
-    model: ViT, preprocess: Preprocess, classes: tuple[str, ...]
-) -> dict[str, Any]:
+def documents(model: ViT, preprocess: Preprocess, classes: tuple[str, ...]) -> dict[str, Any]:
     """Return what a checkpoint must hold besides arrays for :func:`restore` to work."""
     return {
         "model": model.config.to_dict(),
@@ -59,9 +57,12 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
 
     Raises
     ------
+    ConfigError
+        If ``which`` is neither.
     CheckpointError
         If there is none.
     """
+    _refuse_others("which", which, ("best", "last"))
     if (path / files.MANIFEST).is_file():
         return path
     for name in (which, "last"):
@@ -99,30 +100,45 @@ def restore(
 
     Raises
     ------
+    ConfigError
+        If ``which`` or ``weights`` is none of these.
     CheckpointError
         If there is none, or it is damaged, or it is not a vitkit model.
     """
+    _refuse_others("weights", weights, ("auto", "raw", "ema"))
     checkpoint = files.load(find_checkpoint(Path(path), which))
-    trainer = checkpoint.documents.get("trainer", {})
+    arrays = _weights(checkpoint, weights)
     try:
+        trainer = checkpoint.documents["trainer"]
         options = dict(trainer["model"])
         config = ViTConfig.of(options.pop("variant"), **options)
         preprocess = Preprocess.from_dict(trainer["preprocess"])
         classes = tuple(str(name) for name in trainer["classes"])
         model = ViT(config, backend=None)
         model.place(backend, seed=None)
-        model.load_state_dict(_weights(checkpoint, weights))
+        model.load_state_dict(arrays)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(
-            f"The checkpoint {checkpoint.path} does not describe a vitkit model: {error}"
+            f"The checkpoint {checkpoint.path} does not hold a vitkit model: "
+            f"{f'{error} is missing' if isinstance(error, KeyError) else error}"
         ) from error
     return Restored(model, preprocess, classes, checkpoint)
 
 
 def _weights(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
-    if weights not in ("auto", "raw", "ema"):
-        raise ValueError(f"weights must be 'auto', 'raw' or 'ema'; got {weights!r}")
     averaged = "ema" in checkpoint.arrays if weights == "auto" else weights == "ema"
-    arrays = dict(checkpoint.arrays["ema" if averaged else "model"])
-    arrays.pop("updates", None)
-    return arrays
+    stem = "ema" if averaged else "model"
+    if stem not in checkpoint.arrays:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint.path} has no {stem}.safetensors; it holds "
+            f"{', '.join(sorted(checkpoint.arrays)) or 'no arrays'}."
+        )
+    return {name: array for name, array in checkpoint.arrays[stem].items() if name != "updates"}
+
+
+def _refuse_others(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(
+            f"{name}: got {value!r}, expected {', '.join(known[:-1])} or {known[-1]}"
+            f"{suggestion(value, known) or '.'}"
+        )

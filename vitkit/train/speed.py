@@ -55,8 +55,15 @@ def measure(model: ViT, *, batch_size: int, rounds: int = 5) -> dict[str, dict[s
 
     def train(step: int) -> None:
         train_step(
-            model, optimizer, [batch], softmax_cross_entropy, preprocess,
-            lr=1e-3, seed=0, step=step, max_grad_norm=1.0,
+            model,
+            optimizer,
+            [batch],
+            softmax_cross_entropy,
+            preprocess,
+            lr=1e-3,
+            seed=0,
+            step=step,
+            max_grad_norm=1.0,
         )
 
     def infer(step: int) -> None:

@@ -27,7 +27,7 @@ class TrainState:
     seconds : float
         Time spent training, resumed parts added up.
     metrics : dict of str to float
-        The latest validation results, such as ``"val_loss"``.
+        The results of the latest epoch, such as ``"train_loss"`` and ``"val_loss"``.
     stop : str
         Why the run is to end before its last epoch; empty while it is not.
     """

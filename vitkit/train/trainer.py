@@ -119,10 +119,10 @@ class Trainer:
         try:
             while state.epoch < epochs and not state.stop:
                 self._train_epoch(loader, state, self.preprocess)
+            self._call("on_end", state)
         except BaseException as error:
             self._call("on_error", state, error)
             raise
-        self._call("on_end", state)
         return state
 
     def _train_epoch(self, loader: Loader, state: TrainState, preprocess: Preprocess) -> None:

@@ -15,9 +15,7 @@ from vitkit.ops.layer_norm import layer_norm, layer_norm_backward
 
 
 @layer_norm.kernel("numpy")
-def layer_norm_cpu(
-    x: Array, weight: Array, bias: Array, eps: float, *, xp: ArrayModule
-) -> Any:
+def layer_norm_cpu(x: Array, weight: Array, bias: Array, eps: float, *, xp: ArrayModule) -> Any:
     """Replace :func:`vitkit.ops.layer_norm` for contiguous arrays of one dtype."""
     if not x.flags.c_contiguous or x.dtype != weight.dtype or x.size == 0:
         return NotImplemented

@@ -14,6 +14,8 @@ from vitkit.train.callbacks.base import Callback
 from vitkit.train.callbacks.evaluation import Best
 from vitkit.train.state import TrainState
 
+OURS = ("step-", ".tmp-", ".old-")  # the latter two are left by processes that were killed
+
 
 class Checkpointing(Callback):
     """Writes ``checkpoints/step-NNNNNNNN`` at the end of epochs, and when the run is stopped.
@@ -30,7 +32,7 @@ class Checkpointing(Callback):
     optimizer : Optimizer
         The optimizer.
     callbacks : sequence of Callback
-        Those whose state a resumed run must find.
+        The others, whose state a resumed run must find.
     documents : dict
         What else is kept with each checkpoint, such as the model's configuration.
     ema : EMA, optional
@@ -80,29 +82,26 @@ class Checkpointing(Callback):
         arrays = {"model": self.model.state_dict(), "optim": self.optimizer.state_dict()}
         if self.ema is not None:
             arrays["ema"] = self.ema.state_dict()
-        trainer = {
-            **self.documents,
-            "state": state.to_dict(),
-            "callbacks": {c.name: c.state_dict() for c in self.callbacks if c.state_dict()},
-        }
+        states = {c.name: kept for c in (*self.callbacks, self) if (kept := c.state_dict())}
+        trainer = {**self.documents, "state": state.to_dict(), "callbacks": states}
         files.save(self.folder / "checkpoints" / name, arrays, {"trainer": trainer})
         files.write_pointer(self.folder / "last.json", name, step=state.step, epoch=state.epoch)
-        if name == self.best_name:
-            files.write_pointer(
-                self.folder / "best.json", name, step=state.step, epoch=state.epoch,
-                **{self.best.monitor: self.best.value},
-            )
-        for other in (self.folder / "checkpoints").glob("step-*"):
-            if other.name not in (self.last_name, self.best_name):
-                shutil.rmtree(other)
+        if self.best_name:
+            # Each time, since a process that died just before this line has left the old one.
+            value = {self.best.monitor: self.best.value}
+            files.write_pointer(self.folder / "best.json", self.best_name, **value)
+        for other in (self.folder / "checkpoints").iterdir():
+            if other.name.startswith(OURS) and other.name not in (name, self.best_name):
+                shutil.rmtree(other, ignore_errors=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which checkpoint is best, and how good it is."""
-        return {"best": self.best.value, "best_name": self.best_name}
+        """Return which checkpoint is the last, which is best, and how good that is."""
+        return {"last_name": self.last_name, "best_name": self.best_name, "best": self.best.value}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Take up which checkpoint is best."""
-        self.best.value, self.best_name = values["best"], values["best_name"]
+        """Take up which checkpoint is the last and which is best."""
+        self.last_name, self.best_name = values["last_name"], values["best_name"]
+        self.best.value = values["best"]
 
     @staticmethod
     def _name(state: TrainState) -> str:

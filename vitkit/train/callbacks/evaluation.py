@@ -15,8 +15,6 @@ from vitkit.train.evaluate import evaluate
 from vitkit.train.state import TrainState
 from vitkit.train.step import Loss, StepLog
 
-MODES = {"val_loss": "min", "val_accuracy": "max"}
-
 
 class Validation(Callback):
     """Puts ``val_loss`` and ``val_accuracy`` into ``state.metrics`` at the end of epochs.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import vitkit.checkpoint.files as files
 from vitkit.backend import Array, to_numpy
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.state import TrainState
@@ -46,11 +45,11 @@ class Recorder(Callback):
         self._count = 0
         self._lr = 0.0
         self._epoch_loss, self._epoch_correct, self._epoch_count = 0.0, 0, 0
-        self._seen, self._since = 0, time.perf_counter()
+        self._seen, self._since = 0, 0.0
 
     def on_start(self, state: TrainState) -> None:
         """Start the clock."""
-        self._since = time.perf_counter()
+        self._since = state.seconds
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
         """Add the step up, and hand out a row when one is due."""
@@ -68,13 +67,17 @@ class Recorder(Callback):
         if self._count:
             self._read()
         count = max(self._epoch_count, 1)
+        trained = {
+            "train_loss": self._epoch_loss / count,
+            "train_accuracy": self._epoch_correct / count,
+        }
+        state.metrics |= trained
         row = {
             "event": "epoch",
             "step": state.step,
             "epoch": state.epoch,
             "lr": self._lr,
-            "train_loss": self._epoch_loss / count,
-            "train_accuracy": self._epoch_correct / count,
+            **trained,
             **state.metrics,
             "seconds": round(state.seconds, 3),
         }
@@ -82,9 +85,8 @@ class Recorder(Callback):
         self._emit(row)
 
     def _step_row(self, state: TrainState) -> Row:
-        now = time.perf_counter()
-        rate = self._seen / max(now - self._since, 1e-9)
-        self._seen, self._since = 0, now
+        rate = self._seen / max(state.seconds - self._since, 1e-9)
+        self._seen, self._since = 0, state.seconds
         norm = {} if self._norm is None else {"grad_norm": float(to_numpy(self._norm))}
         loss, accuracy = self._read()
         return {
@@ -101,28 +103,37 @@ class Recorder(Callback):
 
     def _read(self) -> tuple[float, float]:
         """Return mean loss and accuracy since the last reading; this waits for the device."""
-        loss, correct, count = float(self._loss), int(self._correct), self._count
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                "The training loss is not finite. Lower the learning rate, clip gradients "
-                "(max_grad_norm), or look at the data; no checkpoint was written after it."
-            )
+        loss, correct, count = self._finite_loss(), int(self._correct), self._count
         self._epoch_loss += loss
         self._epoch_correct += correct
         self._epoch_count += count
         self._loss, self._correct, self._count = 0.0, 0, 0
         return loss / count, correct / count
 
+    def _finite_loss(self) -> float:
+        """Return the summed loss; this waits for the device."""
+        loss = float(self._loss)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                "The training loss is not finite. Lower the learning rate, clip gradients "
+                "(max_grad_norm), or look at the data; no checkpoint was written after it."
+            )
+        return loss
+
     def _emit(self, row: Row) -> None:
         for sink in self.sinks:
             sink(row)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums of the unfinished epoch, so that its row is right after a resume."""
+        """Return the sums of the unfinished epoch, so that its row is right after a resume.
+
+        Checkpoints hold it, so none is written of a run whose loss is not finite.
+        """
         return {
-            "loss": float(self._loss),
+            "loss": self._finite_loss(),
             "correct": int(self._correct),
             "count": self._count,
+            "lr": self._lr,
             "epoch_loss": self._epoch_loss,
             "epoch_correct": self._epoch_correct,
             "epoch_count": self._epoch_count,
@@ -131,10 +142,39 @@ class Recorder(Callback):
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Take up the sums of the unfinished epoch."""
         self._loss, self._correct = values["loss"], values["correct"]
-        self._count = values["count"]
+        self._count, self._lr = values["count"], values["lr"]
         self._epoch_loss = values["epoch_loss"]
         self._epoch_correct = values["epoch_correct"]
         self._epoch_count = values["epoch_count"]
+
+
+def as_line(row: Row, state: TrainState) -> str:
+    """Return a row as a line for people: where, loss, accuracy, speed, time left."""
+    done, total = row["step"], state.total_steps
+    left = row["seconds"] / done * (total - done) if done else 0.0
+    width = len(str(state.epochs))
+    epoch = row["epoch"] + (row["event"] == "step")
+    parts = [
+        f"epoch {epoch:>{width}}/{state.epochs}",
+        f"loss {row['train_loss']:.4f}",
+        f"acc {row['train_accuracy']:.2%}",
+    ]
+    if "val_loss" in row:
+        parts.append(f"val loss {row['val_loss']:.4f}  val acc {row['val_accuracy']:.2%}")
+    if "images_per_second" in row:
+        parts.append(f"{row['images_per_second']:.0f} img/s")
+    parts.append(f"{_clock(row['seconds'])} done, {_clock(left)} left")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    """Return seconds as ``12s``, ``3m05s`` or ``2h07m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
 
 
 class JsonLines:
@@ -144,21 +184,26 @@ class JsonLines:
     ----------
     path : Path
         The file.
-    step : int, default 0
-        Where the run goes on: rows of later steps, which are about to be made again, are dropped.
+    state : TrainState, optional
+        Where a run goes on: rows of later steps and epochs, which are about to be made again, are
+        dropped.
     """
 
-    def __init__(self, path: Path, step: int = 0) -> None:
+    def __init__(self, path: Path, state: TrainState | None = None) -> None:
         self.path = path
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        start = state or TrainState()
+        kept = [line for line in _whole_lines(path) if _is_before(json.loads(line), start)]
+        files.write_file(path, "".join(f"{line}\n" for line in kept))
 
     def __call__(self, row: Row) -> None:
         """Append ``row``."""
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
+
+
+def _is_before(row: Row, state: TrainState) -> bool:
+    done = state.step if row["event"] == "step" else state.epoch
+    return bool(row[row["event"]] <= done)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -43,8 +43,9 @@ class TimeLimit(Callback):
 class StopOnSignal(Callback):
     """Ends the run at the step that a SIGINT (Ctrl-C) or SIGTERM finds it in.
 
-    The handler only sets a flag; a second signal raises at once. Earlier handlers are put back
-    when ``fit`` ends, and signals are left alone outside the main thread.
+    The handler only sets a flag; a second signal leaves at once. Earlier handlers are put back
+    when ``fit`` ends, and signals are left alone outside the main thread. Stands last in the list
+    of callbacks, so that a signal during validation or the last checkpoint is not missed.
     """
 
     name = "signals"
@@ -60,25 +61,27 @@ class StopOnSignal(Callback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.reason = SIGNALS[signal.Signals(number)]
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
         """End the run if a signal has come."""
-        if self.reason:
-            state.stop = self.reason
+        state.stop = self.reason or state.stop
 
     def on_epoch_end(self, state: TrainState) -> None:
         """End the run if a signal has come during validation."""
-        if self.reason:
-            state.stop = self.reason
+        state.stop = self.reason or state.stop
 
     def on_end(self, state: TrainState) -> None:
         """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        state.stop = self.reason or state.stop
+        self._give_back()
 
     def on_error(self, state: TrainState, error: BaseException) -> None:
         """Give the signals back."""
-        self.on_end(state)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,345 @@
+"""A whole run: its folder, its end, and that a resumed run is the undisturbed one, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+import vitkit.checkpoint.files as files
+from vitkit.backend import philox
+from vitkit.config.load import load
+from vitkit.config.run import RunConfig
+from vitkit.config.runner import folder_name, run
+from vitkit.errors import CheckpointError, ConfigError, DataError
+from vitkit.train import TrainState, plots
+from vitkit.train.callbacks import Callback
+from vitkit.train.restore import find_checkpoint
+
+SETTINGS = """
+[model]
+variant = "Ti/4"
+dim = 16
+depth = 2
+num_heads = 2
+mlp_dim = 32
+dropout = 0.1
+drop_path = 0.2
+
+[data]
+name = "npz"
+val_fraction = 0.25
+augment = ["crop(padding=1)"]
+
+[train]
+epochs = 2
+batch_size = 4
+grad_accum = 2
+lr = 0.01
+ema_decay = 0.9
+log_every = 2
+"""  # 36 images to train on, 27 after validation's: 7 batches, the last of 3; 4 steps an epoch
+
+
+class Silent(Callback):
+    """A display that shows nothing, keeps what it is told, and can stop the run at a step."""
+
+    name = "display"
+
+    def __init__(self, stop_at: int = 0, reason: str = "told to") -> None:
+        self.callback = self
+        self.stop_at, self.reason = stop_at, reason
+        self.said: list[str] = []
+        self.counted: dict[str, int] = {}
+
+    def on_step_end(self, state: TrainState, log: Any) -> None:
+        if state.step == self.stop_at:
+            state.stop = self.reason
+
+    def row(self, row: dict[str, Any]) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        def count(more: int) -> None:
+            self.counted[what] = self.counted.get(what, 0) + more
+
+        yield count
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes ten times as long as these runs."""
+    monkeypatch.setattr(plots, "available", lambda: False)
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Callable[..., RunConfig]:
+    """Return a function that gives the configuration of a small run, with overrides."""
+    rng = philox(0, "images of a run")
+    labels = {"train": np.arange(36) % 3, "test": np.arange(9) % 3}
+    arrays = {}
+    for part, y in labels.items():
+        noise = rng.integers(0, 60, (len(y), 8, 8, 1))
+        arrays[f"x_{part}"] = (y[:, None, None, None] * 80 + noise).astype(np.uint8)
+        arrays[f"y_{part}"] = y
+    np.savez(tmp_path / "images.npz", **arrays)
+    (tmp_path / "run.toml").write_text(SETTINGS)
+
+    def configure(*overrides: str, file: Path | None = None) -> RunConfig:
+        place = {"data.path": str(tmp_path / "images.npz")}
+        return load([file or tmp_path / "run.toml"], overrides, place, environ={})
+
+    return configure
+
+
+def arrays_of(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    return files.load(find_checkpoint(folder, "last")).arrays
+
+
+def assert_same_arrays(folder: Path, other: Path) -> None:
+    found, expected = arrays_of(folder), arrays_of(other)
+    assert found.keys() == expected.keys() == {"model", "optim", "ema"}
+    for stem, arrays in expected.items():
+        assert found[stem].keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[stem][name], array, err_msg=f"{stem} {name}")
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run without what depends on the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in rows]
+
+
+def test_a_run_leaves_everything_in_its_folder(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder, display = tmp_path / "runs" / "a", Silent()
+    summary = run(configure(), folder, display)
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        *("config.toml", "env.json", "metrics.jsonl", "summary.json", "log.txt"),
+        *("checkpoints", "last.json", "best.json"),
+    }
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary.keys() >= {
+        *("dataset", "model", "parameters", "backend", "seed", "epochs", "seconds"),
+        *("train_loss", "val_accuracy", "test_accuracy"),
+    }
+    assert (summary["dataset"], summary["model"], summary["seed"]) == ("npz", "Ti/4", 0)
+    assert (summary["epochs"], summary["steps"], summary["stopped"]) == (2, 8, None)
+    assert display.counted == {"val": 9, "test": 9}
+    rows = rows_of(folder)
+    assert [(row["event"], row["step"]) for row in rows] == [
+        *(("step", 2), ("step", 4), ("epoch", 4), ("step", 6), ("step", 8), ("epoch", 8)),
+    ]
+    assert summary["train_loss"] == rows[-1]["train_loss"]
+    assert json.loads((folder / "env.json").read_text())["packages"]["numpy"] == np.__version__
+    log = (folder / "log.txt").read_text().splitlines()
+    assert log[0] == display.said[0]
+    assert sum("val acc" in line for line in log) == 2
+    stored = load([folder / "config.toml"], environ={})
+    assert (stored.model.num_classes, stored.model.in_channels, stored.train.lr) == (3, 1, 0.01)
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_run_resumed_at_any_step_is_the_undisturbed_one(
+    at: int, tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = run(configure(), whole, Silent())
+    first = run(configure(), parts, Silent(stop_at=at))
+    assert (first["stopped"], first["steps"]) == ("told to", at)
+    config = configure(file=parts / "config.toml")
+    found = run(config, parts, Silent(), resume=True)
+    assert_same_arrays(parts, whole)
+    assert rows_of(parts) == rows_of(whole)
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+
+
+def test_a_finished_run_resumed_is_left_as_it_was(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder = tmp_path / "run"
+    first = run(configure(), folder, Silent())
+    before = {
+        path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*") if path.is_file()
+    }
+    again = run(configure(file=folder / "config.toml"), folder, Silent(), resume=True)
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_more_epochs_can_be_asked_of_a_finished_run(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder = tmp_path / "run"
+    run(configure(), folder, Silent())
+    more = configure("train.epochs=3", file=folder / "config.toml")
+    assert run(more, folder, Silent(), resume=True)["epochs"] == 3
+    assert [row["epoch"] for row in rows_of(folder) if row["event"] == "epoch"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *("seed=1", "train.batch_size=8", "train.grad_accum=1", "model.dim=32", "train.mode=max"),
+        *('optimizer="lion"', "data.val_fraction=0.5", 'train.ema_decay="none"', "data.augment=[]"),
+    ],
+)
+def test_a_resumed_run_cannot_change_what_its_state_means(
+    changed: str, tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder = tmp_path / "run"
+    run(configure(), folder, Silent(stop_at=3))
+    before = (folder / "config.toml").read_text()
+    other = ("train.monitor=val_accuracy",) if changed == "train.mode=max" else ()
+    config = configure(changed, *other, file=folder / "config.toml")
+    with pytest.raises(ConfigError) as raised:
+        run(config, folder, Silent(), resume=True)
+    setting = changed.partition("=")[0]
+    assert any(line.startswith(f"{setting}: got") for line in raised.value.problems)
+    assert (folder / "config.toml").read_text() == before
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_number_of_workers_changes_nothing(
+    workers: int, tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    run(configure(), tmp_path / "a", Silent())
+    run(configure(f"data.num_workers={workers}"), tmp_path / "b", Silent())
+    assert_same_arrays(tmp_path / "b", tmp_path / "a")
+
+
+def test_neither_logging_nor_validating_changes_the_weights(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    run(configure(), tmp_path / "a", Silent())
+    run(configure("train.log_every=1", "train.eval_every=2"), tmp_path / "b", Silent())
+    assert_same_arrays(tmp_path / "b", tmp_path / "a")
+
+
+def test_a_run_without_validation_can_watch_its_training_loss(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder = tmp_path / "run"
+    config = configure("data.val_fraction=0", "train.monitor=train_loss", "train.patience=1")
+    summary = run(config, folder, Silent())
+    assert (summary["val_accuracy"], summary["epochs"]) == (None, 2)
+    assert summary["test_accuracy"] is not None
+    losses = [row["train_loss"] for row in rows_of(folder) if row["event"] == "epoch"]
+    best = files.read_pointer(folder / "best.json")
+    assert best["train_loss"] == min(losses)
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "terminated"])
+def test_an_interrupted_run_ends_without_a_final_evaluation(
+    reason: str, tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    display = Silent(stop_at=3, reason=reason)
+    summary = run(configure(), tmp_path / "run", display)
+    assert display.counted == {}
+    assert (summary["stopped"], summary["test_accuracy"]) == (reason, None)
+    assert find_checkpoint(tmp_path / "run", "last").name == "step-00000003"
+
+
+def test_a_run_stopped_by_the_clock_is_evaluated(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    summary = run(configure("train.max_time=1e-9"), tmp_path / "run", Silent())
+    assert summary["stopped"].startswith("time limit")
+    assert (summary["steps"], summary["train_loss"]) == (1, None)
+    assert summary["test_accuracy"] is not None
+
+
+def test_every_problem_is_named_and_nothing_is_written(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder = tmp_path / "runs" / "run"
+    config = configure("model.num_heads=3", "train.lr=99", "backend=cuda", "train.batch_size=99")
+    with pytest.raises(ConfigError) as raised:
+        run(config, folder, Silent())
+    named = {problem.partition(":")[0] for problem in raised.value.problems}
+    assert named == {"model.num_heads", "train.lr", "backend", "train.batch_size"}
+    config = configure("data.name=mnist", "train.lr=99")
+    with pytest.raises(ConfigError, match=r"train\.lr"):
+        run(config, folder, Silent())
+    with pytest.raises(DataError):
+        run(configure("data.name=mnist"), folder, Silent())
+    assert not folder.parent.exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, configure: Callable[..., RunConfig]) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(CheckpointError, match="Another process"):
+        run(configure(), folder, Silent())
+    run(configure(), folder, Silent())
+    with pytest.raises(CheckpointError, match="holds a run"):
+        run(configure(), folder, Silent())
+    with FileLock(folder / ".lock", timeout=0):  # a run gives it back
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="Cannot write the run folder"):
+        run(configure(), tmp_path / "file" / "run", Silent())
+
+
+def test_there_must_be_something_to_resume(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    with pytest.raises(CheckpointError, match="There is no"):
+        run(configure(), tmp_path / "nowhere", Silent(), resume=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_full_disk_leaves_a_run_that_can_be_resumed(
+    tmp_path: Path, configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(configure(), whole, Silent())
+    save = files.save
+
+    def full(path: Path, *args: Any) -> None:
+        if path.name == "step-00000008":
+            raise CheckpointError(f"Cannot write the checkpoint {path}: No space left on device")
+        save(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            run(configure(), parts, Silent())
+    assert find_checkpoint(parts, "last").name == "step-00000004"
+    run(configure(file=parts / "config.toml"), parts, Silent(), resume=True)
+    assert_same_arrays(parts, whole)
+    assert rows_of(parts) == rows_of(whole)
+
+
+def test_a_damaged_checkpoint_is_not_resumed(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder = tmp_path / "run"
+    run(configure(), folder, Silent(stop_at=3))
+    weights = find_checkpoint(folder, "last") / "optim.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(CheckpointError, match=r"optim\.safetensors"):
+        run(configure(file=folder / "config.toml"), folder, Silent(), resume=True)
+
+
+def test_a_folder_is_named_after_the_run(configure: Callable[..., RunConfig]) -> None:
+    assert folder_name(configure()).endswith("-npz-Ti-4")
+    assert folder_name(configure("name=first")).endswith("-first")
