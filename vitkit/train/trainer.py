@@ -32,9 +32,8 @@ class Trainer:
     model : Module
         The model, placed.
     optimizer : Optimizer, optional
-        The update rule; attached here if it is not yet attached to
-        this model. AdamW(lr=1e-3, weight_decay=0.05) if
-        left out.
+        The update rule, attached here unless it is attached to this model already;
+        AdamW(lr=1e-3, weight_decay=0.05) if left out.
     loss : callable, default softmax_cross_entropy
         ``loss(logits, labels, *, xp)`` returns the batch's mean and its gradient.
     schedule : callable, optional
