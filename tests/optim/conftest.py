@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vitkit.backend import ArrayModule, philox
-from vitkit.nn.module import Module, Parameter
+from vitkit.nn.module import Module
+from vitkit.nn.parameter import Parameter
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

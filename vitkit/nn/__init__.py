@@ -11,7 +11,7 @@ from vitkit.nn.layer_norm import LayerNorm as LayerNorm
 from vitkit.nn.linear import Linear as Linear
 from vitkit.nn.mlp import MLP as MLP
 from vitkit.nn.module import Module as Module
-from vitkit.nn.module import Parameter as Parameter
+from vitkit.nn.parameter import Parameter as Parameter
 from vitkit.nn.patch_embed import PatchEmbed as PatchEmbed
 from vitkit.nn.patch_embed import PatchProjection as PatchProjection
 from vitkit.nn.pool import FirstToken as FirstToken

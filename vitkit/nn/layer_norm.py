@@ -5,7 +5,8 @@ from __future__ import annotations
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.context import Context
 from vitkit.nn.init import ones, zeros
-from vitkit.nn.module import Module, Parameter
+from vitkit.nn.module import Module
+from vitkit.nn.parameter import Parameter
 from vitkit.ops import layer_norm, layer_norm_backward
 
 

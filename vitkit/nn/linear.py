@@ -5,7 +5,8 @@ from __future__ import annotations
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.context import Context
 from vitkit.nn.init import Initializer, xavier_uniform, zeros
-from vitkit.nn.module import Module, Parameter
+from vitkit.nn.module import Module
+from vitkit.nn.parameter import Parameter
 from vitkit.ops import linear, linear_backward
 
 

@@ -8,7 +8,7 @@ pieces, adds up; ``zero_grad`` starts afresh.
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,50 +17,9 @@ import numpy as np
 from vitkit import kernels
 from vitkit.backend import Array, ArrayModule, array_module, to_numpy
 from vitkit.nn.context import Context
-from vitkit.nn.init import Initializer
+from vitkit.nn.parameter import Parameter
 from vitkit.nn.place import FlatGroup, allocate, draw
-
-
-class Parameter:
-    """A named array that is learned: declared by its shape, given memory by ``Module.place``.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        The array's shape.
-    init : callable
-        ``init(rng, shape)`` returns the first values, as NumPy array.
-    decay : bool, default True
-        Whether weight decay applies to it.
-
-    Attributes
-    ----------
-    value, grad : array or None
-        The array and its gradient, views of flat buffers, or None before placing.
-    name : str
-        The dotted name in the model it is part of.
-    """
-
-    def __init__(self, shape: tuple[int, ...], init: Initializer, *, decay: bool = True) -> None:
-        self.shape = tuple(shape)
-        self.init = init
-        self.decay = decay
-        self.name = ""
-        self.value: Array = None
-        self.grad: Array = None
-
-    @property
-    def size(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-    def add_grad(self, grad: Array) -> None:
-        """Accumulate ``grad``; a layer used twice contributes twice."""
-        self.grad += grad
-
-    def __repr__(self) -> str:
-        dtype = "not placed" if self.value is None else self.value.dtype
-        return f"Parameter({self.name or 'unnamed'}, {self.shape}, {dtype})"
+from vitkit.nn.tree import entry, join, parts
 
 
 class Module:
@@ -112,29 +71,25 @@ class Module:
         return self._xp
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """Yield ``(name, module)`` for each direct child."""
-        for key, value in vars(self).items():
+        """Yield ``(name, module)`` for each direct child, those in lists and dicts included."""
+        for key, value in parts(vars(self)):
             if isinstance(value, Module):
                 yield key, value
-            elif isinstance(value, list):
-                for index, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{key}.{index}", item
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Yield ``(dotted name, module)`` for this module and all below it."""
         yield prefix, self
         for key, child in self.children():
-            yield from child.modules(prefix if self.transparent else _join(prefix, key))
+            yield from child.modules(prefix if self.transparent else join(prefix, key))
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield ``(dotted name, parameter)``, each parameter once, in forward order."""
         seen: set[int] = set()
         for prefix, module in self.modules():
-            for key, value in vars(module).items():
+            for key, value in parts(vars(module)):
                 if isinstance(value, Parameter) and id(value) not in seen:
                     seen.add(id(value))
-                    yield _join(prefix, key), value
+                    yield join(prefix, key), value
 
     @property
     def num_parameters(self) -> int:
@@ -172,14 +127,71 @@ class Module:
                 parameter.value[...] = xp.asarray(draw(parameter, seed), dtype=dtype)
         return self
 
+    def flat_groups(self) -> tuple[FlatGroup, ...]:
+        """Return the flat buffers, after making sure that they hold every parameter.
+
+        Raises
+        ------
+        RuntimeError
+            If this module was never placed, or a part of it was replaced or placed since: an
+            optimizer would leave that part as it is.
+        """
+        strays = [name for name, p in self.named_parameters() if p.group not in self.groups]
+        if strays and not self.groups:
+            raise RuntimeError(
+                f"{self.label} owns no buffers: call this on the model that was placed, or pass "
+                "xp= when making the layer."
+            )
+        if strays:
+            raise RuntimeError(
+                f"{', '.join(strays)}: replaced or placed alone since {self.label} was placed. "
+                "Put a layer into a placed model with model.replace(name, layer)."
+            )
+        return self.groups
+
+    def replace(self, name: str, layer: Module, *, seed: int = 0) -> None:
+        """Put another layer into a placed model; all other weights stay.
+
+        An optimizer made before refuses to step: attach it again.
+
+        Parameters
+        ----------
+        name : str
+            The dotted name of the layer to replace, such as ``"head"`` or ``"blocks.0.mlp"``.
+        layer : Module
+            The new layer; its weights are kept if it is placed, and drawn from ``seed`` if not.
+        seed : int, default 0
+            Where new weights come from.
+
+        Raises
+        ------
+        KeyError
+            If there is no layer of that name.
+        """
+        *path, last = name.split(".")
+        dtype = next((group.values.dtype for group in self.groups), "float32")
+        try:
+            owner = functools.reduce(entry, path, self)
+            if not isinstance(entry(owner, last), Module):
+                raise KeyError(last)
+        except (KeyError, IndexError, ValueError):
+            raise KeyError(f"{self.label} has no layer {name!r}.") from None
+        if isinstance(owner, list):
+            owner[int(last)] = layer
+        else:
+            setattr(owner, last, layer)
+        kept = {n: to_numpy(p.value) for n, p in self.named_parameters() if p.value is not None}
+        self.place(self.xp, seed=seed, dtype=dtype)
+        self.load_state_dict(kept, strict=False)
+
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
-        for group in self._placed_groups():
+        for group in self.flat_groups():
             group.grads.fill(0)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return a copy of every parameter's values on the host, by dotted name."""
-        self._placed_groups()
+        self.flat_groups()
         return {name: to_numpy(p.value).copy() for name, p in self.named_parameters()}
 
     def load_state_dict(
@@ -204,14 +216,14 @@ class Module:
         ValueError
             Listing every name that is missing, unexpected or of another shape.
         """
-        self._placed_groups()
+        self.flat_groups()
         own = dict(self.named_parameters())
         missing = [name for name in own if name not in arrays]
         unexpected = [name for name in arrays if name not in own]
         problems = [
-            f"  {name}: shape {tuple(arrays[name].shape)}, expected {p.shape}"
+            f"  {name}: {misfit}"
             for name, p in own.items()
-            if name in arrays and tuple(arrays[name].shape) != p.shape
+            if name in arrays and (misfit := p.misfit(arrays[name]))
         ]
         if strict:
             problems += [f"  {name}: missing" for name in missing]
@@ -222,9 +234,13 @@ class Module:
                 + "\n".join(problems)
                 + "\nUse strict=False to load only the names that both have."
             )
-        for name, parameter in own.items():
-            if name in arrays:
-                parameter.value[...] = self.xp.asarray(arrays[name], dtype=parameter.value.dtype)
+        ready = [
+            (p.value, self.xp.asarray(arrays[name], dtype=p.value.dtype))
+            for name, p in own.items()
+            if name in arrays
+        ]
+        for value, array in ready:
+            value[...] = array
         return missing, unexpected
 
     def to(self, backend: str | ArrayModule) -> Module:
@@ -240,16 +256,3 @@ class Module:
             self.place(xp, seed=None, dtype=dtype)
             self.load_state_dict(values)
         return self
-
-    def _placed_groups(self) -> tuple[FlatGroup, ...]:
-        """Return the flat groups; an error, not silence, where this module owns no buffers."""
-        if not self.groups and next(self.named_parameters(), None) is not None:
-            raise RuntimeError(
-                f"{self.label} owns no buffers: call this on the model that was placed, "
-                "or pass xp= when making the layer."
-            )
-        return self.groups
-
-
-def _join(prefix: str, key: str) -> str:
-    return f"{prefix}.{key}" if prefix else key

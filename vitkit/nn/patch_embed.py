@@ -6,7 +6,8 @@ from vitkit import ops
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.context import Context
 from vitkit.nn.init import Initializer, lecun_normal, zeros
-from vitkit.nn.module import Module, Parameter
+from vitkit.nn.module import Module
+from vitkit.nn.parameter import Parameter
 from vitkit.ops.patches import Size
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from vitkit.backend import Array, ArrayModule, philox
 
 if TYPE_CHECKING:
-    from vitkit.nn.module import Parameter
+    from vitkit.nn.parameter import Parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,9 @@ def allocate(
     parameters: list[tuple[str, Parameter]], xp: ArrayModule, dtype: Any
 ) -> tuple[FlatGroup, ...]:
     """Make the buffers and point each parameter at its part; values and gradients are zero."""
+    if dtype not in ("float32", "float64", np.float32, np.float64):
+        raise ValueError(f"dtype must be 'float32' or 'float64'; got {dtype!r}.")
     dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be 'float32' or 'float64'; got {str(dtype)!r}.")
     groups = []
     for decay in (True, False):
         members = [(name, p) for name, p in parameters if p.decay is decay][::-1]
@@ -59,6 +59,8 @@ def allocate(
             start = part.stop
         if members:
             groups.append(FlatGroup(decay, values, grads, slices))
+        for _, parameter in members:
+            parameter.group = groups[-1]
     return tuple(groups)
 
 

@@ -31,16 +31,11 @@ class FlatState:
     Raises
     ------
     RuntimeError
-        If the model has not been placed.
+        If the model has not been placed, or a part of it was replaced since.
     """
 
     def __init__(self, model: Module, slots: tuple[str, ...]) -> None:
-        if not model.groups:
-            raise RuntimeError(
-                f"{model.label} owns no parameter buffers: give the model that was placed, "
-                "or call place(xp) on it first."
-            )
-        self.model, self.groups, self.xp = model, model.groups, model.xp
+        self.model, self.groups, self.xp = model, model.flat_groups(), model.xp
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         self.buffers: dict[str, tuple[Array, ...]] = {
             slot: tuple(self.xp.zeros_like(group.values) for group in self.groups) for slot in slots

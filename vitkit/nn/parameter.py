@@ -1,0 +1,64 @@
+"""A learned array: declared by its shape, given memory when its model is placed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from vitkit.backend import Array
+from vitkit.nn.init import Initializer
+
+if TYPE_CHECKING:
+    from vitkit.nn.place import FlatGroup
+
+
+class Parameter:
+    """A named array that is learned: declared by its shape, given memory by ``Module.place``.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The array's shape.
+    init : callable
+        ``init(rng, shape)`` returns the first values, as NumPy array.
+    decay : bool, default True
+        Whether weight decay applies to it.
+
+    Attributes
+    ----------
+    value, grad : array or None
+        The array and its gradient, views of flat buffers, or None before placing.
+    name : str
+        The dotted name in the model it is part of.
+    """
+
+    def __init__(self, shape: tuple[int, ...], init: Initializer, *, decay: bool = True) -> None:
+        self.shape = tuple(shape)
+        self.init = init
+        self.decay = decay
+        self.name = ""
+        self.value: Array = None
+        self.grad: Array = None
+        self.group: FlatGroup | None = None  # whose buffers they are views of
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    def add_grad(self, grad: Array) -> None:
+        """Accumulate ``grad``; a layer used twice contributes twice."""
+        self.grad += grad
+
+    def misfit(self, array: Array) -> str:
+        """Return why ``array`` cannot be this parameter's value, or nothing."""
+        shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+        if shape is None or dtype is None:
+            return f"{type(array).__name__}, expected an array of shape {self.shape}"
+        if tuple(shape) != self.shape:
+            return f"shape {tuple(shape)}, expected {self.shape}"
+        return "" if dtype.kind in "fiu" else f"dtype {dtype}, expected real numbers"
+
+    def __repr__(self) -> str:
+        dtype = "not placed" if self.value is None else self.value.dtype
+        return f"Parameter({self.name or 'unnamed'}, {self.shape}, {dtype})"
