@@ -28,8 +28,8 @@ NAMES = {
         softmax_cross_entropy tanh tanh_backward unpatchify
     """,
     "vitkit.nn": """
-        Activation ActivationPair Attention Block Checkpoint Context DropPath Dropout FirstToken
-        LayerNorm Linear MLP MeanToken Module Parameter PatchEmbed PatchProjection unwrap
+        ACTIVATIONS Activation ActivationPair Attention Block Checkpoint Context DropPath Dropout
+        FirstToken LayerNorm Linear MLP MeanToken Module Parameter PatchEmbed PatchProjection unwrap
     """,
     "vitkit.optim": """
         Adam AdamW Constant Cosine EMA LAMB Linear Lion Optimizer Rsqrt SGD Schedule Step

@@ -70,10 +70,10 @@ def test_numbers_are_uniform_across_indices() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1, "x"), "A seed must be between 0 and .* got -1"),
-        ((2**64, "x"), "A seed must be"),
-        ((0, "x", 0, -2), "index must be between .* got -2"),
-        ((0, "x", 2**64), "index must be between"),
+        ((-1, "x"), "The seed must be a whole number between 0 and .* got -1"),
+        ((2**64, "x"), "The seed must be"),
+        ((0, "x", 0, -2), "An index must be .* got -2"),
+        ((0, "x", 2**64), "An index must be"),
         ((0, "x", 1, 2, 3, 4), r"at most 3 indices; got 4: \(1, 2, 3, 4\)"),
     ],
 )

@@ -59,7 +59,7 @@ def _device_status(cupy: Any) -> CudaStatus | None:
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
+    except Exception as error:
         status = getattr(error, "status", None)
         if status == NO_DRIVER:
             major, minor = divmod(runtime.runtimeGetVersion() // 10, 100)

@@ -20,6 +20,8 @@ from vitkit.errors import BackendError, suggestion
 
 NAMES = ("auto", "cupy", "numpy")
 """What ``backend=`` may be; ``"auto"`` is CuPy where it works."""
+ALIASES = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}
+"""What people write instead, for the hint in the error."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,13 @@ def array_module(backend: str | ArrayModule = "auto") -> ArrayModule:
     """
     if not isinstance(backend, str):
         backend_of(backend)
-        return backend
+        return backend if backend.__name__ != "cupy" else array_module("cupy")
     if backend == "numpy":
         return np
     if backend not in NAMES:
-        raise BackendError(
-            f"backend must be 'numpy', 'cupy' or 'auto'; got {backend!r}"
-            f"{suggestion(backend, NAMES) or '.'}"
-        )
+        meant = ALIASES.get(backend.lower())
+        hint = f"; did you mean {meant!r}?" if meant else suggestion(backend, NAMES) or "."
+        raise BackendError(f"backend must be 'numpy', 'cupy' or 'auto'; got {backend!r}{hint}")
     status = cuda_status()
     if status.usable:
         return importlib.import_module("cupy")

@@ -39,9 +39,11 @@ def philox(seed: int, purpose: str, *indices: int) -> np.random.Generator:
     """
     if len(indices) > 3:
         raise ValueError(f"A stream has at most 3 indices; got {len(indices)}: {indices}.")
-    for what, value in (("seed", seed), *(("index", index) for index in indices)):
-        if not 0 <= value <= LARGEST:
-            raise ValueError(f"A {what} must be between 0 and 2**64 - 1; got {value}.")
+    for what, value in (("The seed", seed), *(("An index", index) for index in indices)):
+        if not isinstance(value, (int, np.integer)) or not 0 <= value <= LARGEST:
+            raise ValueError(
+                f"{what} must be a whole number between 0 and 2**64 - 1; got {value!r}."
+            )
     key = np.array([seed, crc32(purpose.encode())], np.uint64)
     counter = np.zeros(4, np.uint64)
     counter[1 : 1 + len(indices)] = indices

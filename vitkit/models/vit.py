@@ -14,7 +14,8 @@ from vitkit.nn.dropout import Dropout
 from vitkit.nn.init import SCHEMES, zeros
 from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.linear import Linear
-from vitkit.nn.module import Module, Parameter
+from vitkit.nn.module import Module
+from vitkit.nn.parameter import Parameter
 from vitkit.nn.patch_embed import PatchEmbed
 from vitkit.nn.pool import FirstToken, MeanToken
 from vitkit.nn.wrappers import Checkpoint, unwrap
@@ -152,6 +153,7 @@ class ViT(Module):
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """Add to every parameter's gradient and return the images' gradient (B, C, H, W)."""
+        dy = self.xp.asarray(dy, dtype=self.pos_embed.value.dtype)  # a loss may be in float64
         dx = self.head.backward(dy, ctx)
         if self.pre_logits is not None:
             dx = self.pre_logits.backward(dx, ctx)
@@ -161,7 +163,7 @@ class ViT(Module):
         return self._embed_backward(self.pos_drop.backward(dx, ctx), ctx)
 
     def features(self, images: Array, *, tokens: bool = False) -> Array:
-        """Return what the head sees, without it.
+        """Return the pooled output of the encoder, from which the head classifies.
 
         Parameters
         ----------
@@ -228,6 +230,8 @@ class ViT(Module):
     def _checked(self, images: Array) -> Array:
         """Return the images as the model's own kind of array, or say what is wrong with them."""
         expected = (self.config.in_channels, *self.config.image_size)
+        if not hasattr(images, "dtype"):
+            images = self.xp.asarray(images)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
                 f"images must have shape (B, {', '.join(map(str, expected))}); got {images.shape}."

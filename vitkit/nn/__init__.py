@@ -1,5 +1,6 @@
 """Layers: parameters, and what to keep of forward for backward."""
 
+from vitkit.nn.activation import ACTIVATIONS as ACTIVATIONS
 from vitkit.nn.activation import Activation as Activation
 from vitkit.nn.activation import ActivationPair as ActivationPair
 from vitkit.nn.attention import Attention as Attention

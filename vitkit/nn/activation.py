@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, ActivationPair] = {
     "quick_gelu": ActivationPair(ops.quick_gelu, ops.quick_gelu_backward),
     "tanh": ActivationPair(ops.tanh, ops.tanh_backward),
 }
+"""The activations that a model knows by name."""
 
 
 class Activation(Module):
@@ -45,6 +46,11 @@ class Activation(Module):
         *,
         xp: ArrayModule = None,
     ) -> None:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(
+                f"An activation is a pair of a function and its gradient, such as "
+                f"nn.ACTIVATIONS['gelu']; got {pair!r}."
+            )
         self.pair = ActivationPair(*pair)
         if xp is not None:
             self.place(xp)

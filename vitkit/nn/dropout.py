@@ -19,7 +19,8 @@ class Dropout(Module):
         Given, the layer is placed at once.
     """
 
-    _forward, _backward = ops.dropout, ops.dropout_backward
+    _forward = staticmethod(ops.dropout)
+    _backward = staticmethod(ops.dropout_backward)
 
     def __init__(self, rate: float, *, xp: ArrayModule = None) -> None:
         if not 0 <= rate < 1:
@@ -54,4 +55,5 @@ class DropPath(Dropout):
         Given, the layer is placed at once.
     """
 
-    _forward, _backward = ops.drop_path, ops.drop_path_backward
+    _forward = staticmethod(ops.drop_path)
+    _backward = staticmethod(ops.drop_path_backward)

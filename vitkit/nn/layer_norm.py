@@ -32,6 +32,7 @@ class LayerNorm(Module):
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return ``y``; keep ``x`` and two numbers a token."""
+        self.expect_width(x, self.weight.shape[0])
         y, mean, rstd = layer_norm(x, self.weight.value, self.bias.value, self.eps, xp=self.xp)
         ctx.push(self, x, mean, rstd)
         return y

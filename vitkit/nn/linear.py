@@ -39,6 +39,7 @@ class Linear(Module):
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return ``y`` and keep ``x``."""
+        self.expect_width(x, self.weight.shape[1])
         ctx.push(self, x)
         return linear(x, self.weight.value, self.bias.value, xp=self.xp)
 

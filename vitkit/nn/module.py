@@ -8,6 +8,7 @@ pieces, adds up; ``zero_grad`` starts afresh.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -53,6 +54,11 @@ class Module:
     def label(self) -> str:
         """How errors name this module: its class and, inside a model, its dotted name."""
         return f"{type(self).__name__} {self.name!r}" if self.name else type(self).__name__
+
+    def expect_width(self, x: Array, width: int) -> None:
+        """Raise a ValueError that names this module if the last axis of ``x`` is not ``width``."""
+        if x.shape[-1] != width:
+            raise ValueError(f"{self.label} takes arrays (..., {width}); got shape {x.shape}.")
 
     @property
     def xp(self) -> ArrayModule:
@@ -242,6 +248,18 @@ class Module:
         for value, array in ready:
             value[...] = array
         return missing, unexpected
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Module:
+        """Return a copy with memory of its own, on the same backend."""
+        other: Module = object.__new__(type(self))
+        memo[id(self)] = other
+        for key, value in vars(self).items():
+            shared = key in ("_xp", "groups")
+            setattr(other, key, value if shared else copy.deepcopy(value, memo))
+        if self.groups:
+            other.place(self.xp, seed=None, dtype=self.groups[0].values.dtype)
+            other.load_state_dict(self.state_dict())
+        return other
 
     def to(self, backend: str | ArrayModule) -> Module:
         """Move every parameter to another backend, in place; return ``self``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitkit.backend import Array
 from vitkit.nn.init import Initializer
@@ -58,6 +58,10 @@ class Parameter:
         if tuple(shape) != self.shape:
             return f"shape {tuple(shape)}, expected {self.shape}"
         return "" if dtype.kind in "fiu" else f"dtype {dtype}, expected real numbers"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+        """Return the declaration alone: memory comes from the copied model's own ``place``."""
+        return Parameter(self.shape, self.init, decay=self.decay)
 
     def __repr__(self) -> str:
         dtype = "not placed" if self.value is None else self.value.dtype

@@ -8,7 +8,7 @@ from vitkit.nn.context import Context
 from vitkit.nn.init import Initializer, lecun_normal, zeros
 from vitkit.nn.module import Module
 from vitkit.nn.parameter import Parameter
-from vitkit.ops.patches import Size
+from vitkit.ops.patches import Size, as_size
 
 
 class PatchProjection(Module):
@@ -66,7 +66,7 @@ class PatchEmbed(Module):
 
     Parameters
     ----------
-    image_size, patch_size : tuple of 2 int
+    image_size, patch_size : int or tuple of 2 int
         Height and width, in pixels; the patch must divide the image.
     in_channels, dim : int
         The number of image channels C and the width D.
@@ -78,14 +78,15 @@ class PatchEmbed(Module):
 
     def __init__(
         self,
-        image_size: Size,
-        patch_size: Size,
+        image_size: int | Size,
+        patch_size: int | Size,
         in_channels: int,
         dim: int,
         *,
         weight_init: Initializer = lecun_normal,
         xp: ArrayModule = None,
     ) -> None:
+        image_size, patch_size = as_size(image_size), as_size(patch_size)
         if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
             raise ValueError(
                 f"patch_size must divide image_size; got patch_size={patch_size}, "

@@ -17,7 +17,8 @@ class FirstToken(Module):
         Given, the layer is placed at once.
     """
 
-    _forward, _backward = ops.pool_first, ops.pool_first_backward
+    _forward = staticmethod(ops.pool_first)
+    _backward = staticmethod(ops.pool_first_backward)
 
     def __init__(self, *, xp: ArrayModule = None) -> None:
         if xp is not None:
@@ -43,4 +44,5 @@ class MeanToken(FirstToken):
         Given, the layer is placed at once.
     """
 
-    _forward, _backward = ops.pool_mean, ops.pool_mean_backward
+    _forward = staticmethod(ops.pool_mean)
+    _backward = staticmethod(ops.pool_mean_backward)

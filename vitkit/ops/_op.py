@@ -22,7 +22,9 @@ class Op(Generic[P, R]):
     Calling the op runs the kernel registered for ``xp`` when there is one, and the reference
     otherwise. A kernel that cannot serve the given dtype or shape returns ``NotImplemented``,
     and the reference answers instead. ``VITKIT_KERNELS=off`` in the environment, or
-    :func:`reference_only`, runs everything by the references.
+    :func:`reference_only`, runs everything by the references. Kernels are registered when the
+    first module is placed on their array module; they may differ from the reference in the last
+    digits.
 
     Parameters
     ----------

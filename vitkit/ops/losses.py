@@ -59,10 +59,8 @@ def softmax_cross_entropy(
         If the shapes do not fit, or, where looking costs nothing, a label is out of range; on a
         device an out-of-range label makes the loss NaN instead, so that it is never silent.
     """
-    batch, classes = logits.shape
-    targets = _targets(logits, labels, xp)
-    if label_smoothing:
-        targets = targets * (1 - label_smoothing) + label_smoothing / classes
+    batch = logits.shape[0]
+    targets = _targets(logits, labels, label_smoothing, xp)
     # Halves cannot overflow where the difference of two finite numbers can; halving is exact.
     half = 0.5 * logits
     half -= half.max(axis=1, keepdims=True)
@@ -107,10 +105,7 @@ def sigmoid_bce(
     ValueError
         As :func:`softmax_cross_entropy`.
     """
-    classes = logits.shape[1]
-    targets = _targets(logits, labels, xp)
-    if label_smoothing:
-        targets = targets * (1 - label_smoothing) + label_smoothing / classes
+    targets = _targets(logits, labels, label_smoothing, xp)
     losses = xp.maximum(logits, 0) - logits * targets + xp.log1p(xp.exp(-xp.abs(logits)))
     dlogits = 0.5 * (1 + xp.tanh(0.5 * logits))  # the sigmoid, in a form that cannot overflow
     dlogits -= targets
@@ -147,30 +142,37 @@ def mean_squared_error(
     ValueError
         As :func:`softmax_cross_entropy`.
     """
-    targets = _targets(logits, labels, xp)
-    if label_smoothing:
-        targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+    targets = _targets(logits, labels, label_smoothing, xp)
     error = logits - targets
     return (error * error).mean(), error * (2 / logits.size)
 
 
-def _targets(logits: Array, labels: Array, xp: ArrayModule) -> Array:
+def _targets(logits: Array, labels: Array, label_smoothing: float, xp: ArrayModule) -> Array:
     """Return the (B, K) targets that integer or soft labels stand for, in the logits' dtype."""
     batch, classes = logits.shape
-    if labels.dtype.kind in "iu" and labels.shape == (batch,):
-        return _one_hot(labels, classes, logits.dtype, xp)
-    if labels.dtype.kind == "f" and labels.shape == logits.shape:
-        return labels.astype(logits.dtype)
-    raise ValueError(
-        f"labels must be integers of shape ({batch},) or floats of shape {logits.shape} to go "
-        f"with logits of shape {logits.shape}; got {labels.dtype} of shape {labels.shape}."
-    )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing}.")
+    kind, shape = getattr(getattr(labels, "dtype", None), "kind", ""), getattr(labels, "shape", ())
+    if kind in ("i", "u") and shape == (batch,):
+        targets = _one_hot(labels, classes, logits.dtype, xp)
+    elif kind == "f" and shape == logits.shape:
+        targets = labels.astype(logits.dtype)
+    else:
+        got = f"{labels.dtype} of shape {shape}" if kind else type(labels).__name__
+        raise ValueError(
+            f"labels must be an array: integers of shape ({batch},) or floats of shape "
+            f"{logits.shape} to go with logits of shape {logits.shape}; got {got}."
+        )
+    if label_smoothing:
+        targets = targets * (1 - label_smoothing) + label_smoothing / classes
+    return targets
 
 
 def _one_hot(labels: Array, classes: int, dtype: np.dtype, xp: ArrayModule) -> Array:
+    labels = labels.astype("int64")  # a uint8 cannot be compared with class 256
     outside = (labels < 0) | (labels >= classes)
     if backend_of(xp).on_host and outside.any():
         worst = labels[outside][0]
         raise ValueError(f"labels must be between 0 and {classes - 1}; got {worst}.")
-    hot = (labels[:, None] == xp.arange(classes, dtype=labels.dtype)).astype(dtype)
+    hot = (labels[:, None] == xp.arange(classes)).astype(dtype)
     return xp.where(outside[:, None], xp.asarray(xp.nan, dtype=dtype), hot)

@@ -16,6 +16,11 @@ Size = tuple[int, int]
 """Height and width."""
 
 
+def as_size(size: int | Size) -> Size:
+    """Return height and width, a single number being both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 @Op
 def patchify(images: Array, patch_size: Size, *, xp: ArrayModule) -> Array:
     """Cut images into flattened patches.

@@ -79,6 +79,11 @@ class Trainer:
     ) -> None:
         if grad_accum < 1:
             raise ValueError(f"grad_accum must be 1 or more; got {grad_accum}.")
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"optimizer must be an Optimizer, such as vitkit.optim.AdamW(1e-3); got "
+                f"{optimizer!r}."
+            )
         self.model = model
         self.optimizer = optimizer or AdamW(1e-3, weight_decay=0.05)
         if self.optimizer.attached is not model:
@@ -110,6 +115,11 @@ class Trainer:
         TrainState
             How far the run has come.
         """
+        if not isinstance(loader, Loader):
+            raise TypeError(
+                f"fit takes a Loader: wrap the dataset, Loader(dataset, batch_size, shuffle=True); "
+                f"got {loader!r}."
+            )
         state = state or TrainState(seed=self.seed)
         state.epochs = epochs
         state.steps_per_epoch = -(-len(loader) // self.grad_accum)
