@@ -17,6 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from vitkit import kernels, ops
 from vitkit.backend import ArrayModule, array_module, cuda_status, philox
 from vitkit.errors import BackendError
 from vitkit.testing import strict_device
@@ -59,6 +60,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str:
     status = "not asked" if XP in ("numpy", "strict") else cuda_status().detail
     return f"vitkit: xp = {chosen_xp().__name__} (VITKIT_TEST_XP={XP}), GPU: {status}"
+
+
+def spellings(xp: ArrayModule) -> list[str]:
+    """Return the ways in which operations can run: by references, and by kernels if there are."""
+    kernels.load(xp)
+    served = {name for op in vars(ops).values() if isinstance(op, ops.Op) for name in op.kernels}
+    used = os.environ.get("VITKIT_KERNELS") != "off" and xp.__name__ in served
+    return ["reference", "kernels"] if used else ["reference"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for the fixture ``spelling`` once in each way there is."""
+    if "spelling" in metafunc.fixturenames:
+        metafunc.parametrize("spelling", spellings(chosen_xp()), indirect=True, scope="module")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

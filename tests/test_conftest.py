@@ -38,6 +38,11 @@ def run_pytest(folder: Path, source: str, **environment: str) -> tuple[int, str]
 
 NEEDS_GPU = "import pytest\n\n@pytest.mark.gpu\ndef test_it(): pass\n"
 SHOWS_XP = "def test_it(xp): assert xp.__name__ == {name!r}\n"
+SPELLED = """import pytest
+@pytest.fixture
+def spelling(request): return request.param
+def test_it(spelling): pass
+"""
 
 
 @pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
@@ -80,6 +85,22 @@ def test_the_array_module_is_the_one_chosen(tmp_path: Path, choice: str, name: s
     code, output = run_pytest(tmp_path, SHOWS_XP.format(name=name), VITKIT_TEST_XP=choice)
     assert code == 0, output
     assert f"vitkit: xp = {name} (VITKIT_TEST_XP={choice})" in output
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [
+        ({"VITKIT_TEST_XP": "numpy", "VITKIT_KERNELS": ""}, 2),
+        ({"VITKIT_TEST_XP": "numpy", "VITKIT_KERNELS": "off"}, 1),
+        ({"VITKIT_TEST_XP": "strict", "VITKIT_KERNELS": ""}, 1),
+    ],
+)
+def test_nothing_runs_twice_without_kernels_to_tell_apart(
+    tmp_path: Path, settings: dict[str, str], times: int
+) -> None:
+    code, output = run_pytest(tmp_path, SPELLED, **settings)
+    assert code == 0, output
+    assert f"{times} passed" in output
 
 
 def test_an_unknown_choice_is_refused(tmp_path: Path) -> None:

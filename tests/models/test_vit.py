@@ -133,6 +133,18 @@ def test_names_and_shapes_are_timm_s(gradient_checkpointing: bool, xp: ArrayModu
     assert decaying == {n for n in NAMES if len(NAMES[n]) > 1} - NO_DECAY
 
 
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_state_dict_of_timm_s_loads_strictly(
+    gradient_checkpointing: bool, xp: ArrayModule
+) -> None:
+    rng = philox(0, "released weights")
+    released = {name: rng.standard_normal(NAMES[name]).astype("float32") for name in NAMES}
+    model = small(xp, gradient_checkpointing=gradient_checkpointing)
+    assert model.load_state_dict(released, strict=True) == ([], [])
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, released[name])
+
+
 def test_names_with_mean_pooling_and_pre_logits(xp: ArrayModule) -> None:
     model = small(xp, pool="mean", representation_size=7)
     changed = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -10,19 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitkit import kernels
 from vitkit.backend import Array, ArrayModule, to_numpy
 from vitkit.ops import reference_only
 from vitkit.testing import directional_derivative_error
 
-# The stand-in for a GPU has no kernels.
-SPELLINGS = ["reference", *([] if os.environ.get("VITKIT_TEST_XP") == "strict" else ["kernels"])]
 
-
-@pytest.fixture(scope="module", autouse=True, params=SPELLINGS)
-def spelling(request: pytest.FixtureRequest, xp: ArrayModule) -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def spelling(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run every test by the references, and once more by the kernels where there are any."""
-    kernels.load(xp)
     with reference_only() if request.param == "reference" else nullcontext():
         yield
 

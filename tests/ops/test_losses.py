@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vitkit import ops
-from vitkit.backend import Array, ArrayModule, to_numpy
+from vitkit.backend import Array, ArrayModule, philox, to_numpy
 from vitkit.testing import assert_close, strict_device
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -219,3 +219,37 @@ def test_any_integers_are_labels(name: str, dtype: str, xp: ArrayModule, bring: 
     loss, _ = getattr(ops, name)(logits, bring([2, 0, 1], dtype), xp=xp)
     expected, _ = getattr(ops, name)(logits, bring(np.eye(3)[[2, 0, 1]], "float32"), xp=xp)
     np.testing.assert_array_equal(to_numpy(loss), to_numpy(expected))
+
+
+@names
+@smoothings
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32"])
+@pytest.mark.parametrize("classes", [127, 128, 129, 255, 256, 257, 300, 1000])
+def test_labels_of_few_bits_name_any_class(
+    name: str, smoothing: float, dtype: str, classes: int, xp: ArrayModule, bring: Any
+) -> None:
+    last = min(classes - 1, np.iinfo(dtype).max)  # class 256 is more than a uint8 can say
+    labels = [0, 1, last - 1, last]
+    logits = bring(philox(0, "logits").standard_normal((4, classes)), "float32")
+    results = [
+        getattr(ops, name)(logits, bring(labels, kind), smoothing, xp=xp)
+        for kind in (dtype, "int64")
+    ]
+    expected = LOSSES[name](to_numpy(logits), one_hot(np.asarray(labels), classes, smoothing))
+    assert_close(results[0][0], np.asarray(expected), reduction=4 * classes)
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(to_numpy(ours), to_numpy(theirs))
+
+
+@names
+@pytest.mark.parametrize(
+    ("dtype", "classes", "label"), [("int8", 300, -1), ("uint8", 200, 200), ("uint16", 257, 1000)]
+)
+def test_labels_of_few_bits_out_of_range(name: str, dtype: str, classes: int, label: int) -> None:
+    # -1 as a uint8 would be class 255
+    with pytest.raises(ValueError, match=f"between 0 and {classes - 1}; got {label}"):
+        getattr(ops, name)(np.zeros((2, classes), "float32"), np.array([0, label], dtype), xp=np)
+    xp = strict_device.xp
+    labels = xp.asarray(np.array([0, label], dtype))
+    loss, _ = getattr(ops, name)(xp.zeros((2, classes), "float32"), labels, xp=xp)
+    assert np.isnan(to_numpy(loss))

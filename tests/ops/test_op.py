@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,14 @@ import pytest
 import vitkit.kernels
 from vitkit import ops
 from vitkit.backend import ArrayModule
-from vitkit.ops import Op, reference_only
+from vitkit.ops import Op, _op, reference_only
 from vitkit.testing import strict_device
+
+
+@pytest.fixture(autouse=True)
+def kernels_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test the seam also where ``VITKIT_KERNELS=off`` runs the rest by the references."""
+    monkeypatch.setattr(_op, "_use_kernels", ContextVar("use_kernels", default=True))
 
 
 def double(x: Any, times: int = 2, *, xp: ArrayModule) -> Any:

@@ -19,13 +19,17 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("pyproject.toml", "vitkit", "tests/conftest.py", "tests/parity", "tests/ops")
+COPIED = (
+    *("pyproject.toml", "vitkit", "tests/conftest.py"),
+    *("tests/parity", "tests/ops", "tests/kernels"),
+)
 
 OPS = "tests/parity/test_torch_ops.py"
 LOSSES = "tests/parity/test_torch_losses.py"
 LAYERS = "tests/parity/test_torch_layers.py"
 MODEL = "tests/parity/test_torch_vit.py"
 GRADIENTS = f"{MODEL}::test_logits_loss_and_every_gradient"
+KERNELS = "tests/kernels/test_cpu.py"
 TRAJECTORY = "tests/parity/test_torch_training.py::test_trajectory"
 
 
@@ -36,6 +40,11 @@ class Plant(NamedTuple):
     file: str
     changes: tuple[tuple[str, str], ...]
     test: str
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the bug is in a kernel, and the reference sound."""
+        return self.file.startswith("kernels/")
 
 
 def plant(name: str, file: str, old: str, new: str, test: str) -> Plant:
@@ -201,7 +210,7 @@ PLANTS = (
     ),
     plant(
         "a gradient replaces what was there",
-        "nn/module.py",
+        "nn/parameter.py",
         "self.grad += grad",
         "self.grad[...] = grad",
         f"{LAYERS}::test_linear",
@@ -285,8 +294,8 @@ PLANTS = (
     plant(
         "label smoothing has the wrong sign",
         "ops/losses.py",
-        "targets * (1 - label_smoothing) + label_smoothing / classes\n    # Halves",
-        "targets * (1 + label_smoothing) - label_smoothing / classes\n    # Halves",
+        "targets * (1 - label_smoothing) + label_smoothing / classes",
+        "targets * (1 + label_smoothing) - label_smoothing / classes",
         f"{LOSSES}::test_softmax_cross_entropy",
     ),
     # Optimizers.
@@ -332,19 +341,49 @@ PLANTS = (
         "max_norm / (norm + 1e-6)",
         f"{LOSSES}::test_clipping",
     ),
+    # Kernels, whose references are sound.
+    plant(
+        "only the first block is computed",
+        "kernels/cpu/_blocks.py",
+        "for start in range(0, out.size, BLOCK):",
+        "for start in range(0, min(out.size, BLOCK), BLOCK):",
+        f"{KERNELS}::test_values",
+    ),
+    plant(
+        "the tail after the last whole block is dropped",
+        "kernels/cpu/_blocks.py",
+        "for start in range(0, out.size, BLOCK):",
+        "for start in range(0, max(out.size // BLOCK, 1) * BLOCK, BLOCK):",
+        f"{KERNELS}::test_real_blocks",
+    ),
+    plant(
+        "the kernel of gelu_tanh backward has the cubic's factor without its 3",
+        "kernels/cpu/gelu.py",
+        "square *= 3 * CUBIC * SQRT_2_OVER_PI",
+        "square *= CUBIC * SQRT_2_OVER_PI",
+        "tests/ops/test_activations.py",
+    ),
+    plant(
+        "the kernel of layer norm backward without the mean",
+        "kernels/cpu/layer_norm.py",
+        "    dx -= mean_g\n",
+        "",
+        "tests/ops/test_layer_norm.py",
+    ),
 )
 
 # What broken Python raises, as opposed to a wrong number.
 BROKEN = "AttributeError|ImportError|IndexError|NameError|SyntaxError|TypeError|UnboundLocalError"
 
 
-def run_tests(folder: Path, *tests: str) -> subprocess.CompletedProcess[str]:
-    """Run tests in a copy of the repository, on NumPy by the references."""
+def run_tests(folder: Path, *tests: str, use_kernels: bool) -> subprocess.CompletedProcess[str]:
+    """Run tests in a copy of the repository, on NumPy."""
     dropped = ("PYTEST", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
     ours = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     settings = {
         "VITKIT_TEST_XP": "numpy",
-        "VITKIT_KERNELS": "off",  # a kernel would hide what is planted in its reference
+        # A kernel would hide what is planted in its reference.
+        "VITKIT_KERNELS": "" if use_kernels else "off",
         "PYTHONPATH": str(folder),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -376,10 +415,12 @@ def sound_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, target)
-    result = run_tests(folder, *sorted({planted.test for planted in PLANTS}))
-    assert result.returncode == 0, report(result)
-    assert re.search(r"^\d+ passed", result.stdout, re.MULTILINE), report(result)
-    assert "skipped" not in result.stdout, report(result)
+    for use_kernels in (False, True):
+        tests = {planted.test for planted in PLANTS if planted.in_kernel == use_kernels}
+        result = run_tests(folder, *sorted(tests), use_kernels=use_kernels)
+        assert result.returncode == 0, report(result)
+        assert re.search(r"^\d+ passed", result.stdout, re.MULTILINE), report(result)
+        assert "skipped" not in result.stdout, report(result)
     return folder
 
 
@@ -396,7 +437,7 @@ def test_the_suite_fails(planted: Plant, sound_copy: Path, tmp_path: Path) -> No
     shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)
     file.write_text(text, "utf-8")
 
-    result = run_tests(folder, planted.test)
+    result = run_tests(folder, planted.test, use_kernels=planted.in_kernel)
 
     assert result.returncode == 1, f"The tests do not see that {planted.name}: {report(result)}"
     summary = result.stdout.rstrip().splitlines()[-1]

@@ -41,7 +41,8 @@ def layer_norm_backward_cpu(
     xp: ArrayModule,
 ) -> Any:
     """Replace :func:`vitkit.ops.layer_norm_backward` for contiguous arrays of one dtype."""
-    if not (x.flags.c_contiguous and x.dtype == weight.dtype == dy.dtype) or x.size == 0:
+    one_dtype = x.dtype == weight.dtype == dy.dtype == mean.dtype == rstd.dtype
+    if not one_dtype or not x.flags.c_contiguous or x.size == 0:
         return NotImplemented
     rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, x.shape[-1])
     rstd = rstd.reshape(-1, 1)
