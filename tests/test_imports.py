@@ -1,8 +1,8 @@
 """Imports flow one way, optional packages stay optional, and nothing dangerous is called.
 
 ``cli -> config -> plugins -> train -> {models, checkpoint, optim, data} -> nn -> kernels -> ops
--> backend -> errors``: a module may import what stands to its right, never what stands to its
-left; those in braces never import each other.
+-> backend -> validate -> errors``: a module may import what stands to its right, never what stands
+to its left; those in braces never import each other.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ ORDER = [
     ["kernels"],
     ["ops"],
     ["backend"],
+    ["validate"],
     ["errors", "_version"],
 ]
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}

@@ -1,10 +1,23 @@
-"""Checks of hyper-parameters, whose errors say what came and what was expected."""
+"""Checks of arguments, whose errors say what came and what was expected."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
+
+from vitkit.errors import ConfigError
+
+
+@contextmanager
+def noted(problems: list[str]) -> Iterator[None]:
+    """Add the problems found inside the block to a list, to raise them all together."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems
 
 
 def number(
@@ -20,7 +33,7 @@ def number(
 
     Raises
     ------
-    ValueError
+    ConfigError
         If it is not a finite number within the bounds.
     """
     real = isinstance(value, Real) and math.isfinite(value)
@@ -35,7 +48,7 @@ def number(
             )
             if math.isfinite(bound)
         ]
-        raise ValueError(f"{name} must be a number {' and '.join(bounds)}; got {value!r}.")
+        raise ConfigError(f"{name} must be a number {' and '.join(bounds)}; got {value!r}.")
     return float(value)
 
 
@@ -44,11 +57,11 @@ def integer(name: str, value: Any, *, at_least: int) -> int:
 
     Raises
     ------
-    ValueError
+    ConfigError
         If it is not a whole number of at least ``at_least``.
     """
     if not isinstance(value, Integral) or value < at_least:
-        raise ValueError(f"{name} must be a whole number >= {at_least}; got {value!r}.")
+        raise ConfigError(f"{name} must be a whole number >= {at_least}; got {value!r}.")
     return int(value)
 
 
@@ -57,11 +70,11 @@ def two_betas(value: Any) -> tuple[float, float]:
 
     Raises
     ------
-    ValueError
+    ConfigError
         If there are not two, or one is not in [0, 1).
     """
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"betas must be two numbers, such as (0.9, 0.999); got {value!r}.")
+        raise ConfigError(f"betas must be two numbers, such as (0.9, 0.999); got {value!r}.")
     beta1, beta2 = (
         number(f"betas[{i}]", beta, at_least=0, below=1) for i, beta in enumerate(value)
     )

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,24 @@ def test_an_end_at_any_moment_leaves_the_checkpoints_before_as_they_were(
     assert new.exists()
     if isinstance(error, OSError):
         assert all("disk full" in each and str(new) in each for each in messages[:-1])
+
+
+@pytest.mark.parametrize(("system", "mode"), [("nt", os.O_RDWR), ("posix", os.O_RDONLY)])
+def test_a_file_is_open_as_its_system_needs_it_to_sync(
+    system: str, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"w")
+    modes: list[int] = []
+
+    def opened(path: Path, flags: int) -> int:
+        modes.append(flags)
+        return os.open(path, flags)
+
+    known = {name: getattr(os, name) for name in ("O_RDWR", "O_RDONLY", "fsync", "close")}
+    monkeypatch.setattr(files, "os", SimpleNamespace(name=system, open=opened, **known))
+    files._sync(file)
+    assert modes == [mode]
 
 
 def test_everything_is_synced_before_the_name_is_given(

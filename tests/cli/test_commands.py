@@ -51,6 +51,23 @@ def test_evaluate_holds_back_what_training_did(
     assert {**found, "checkpoint": ""} == {**json.loads(plain), "checkpoint": ""}
 
 
+def test_evaluate_finds_the_data_from_another_folder(
+    tmp_path: Path, vitkit_: Any, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.arange(40) % 2
+    pixels = np.full((40, 8, 8), 100, np.uint8) + labels[:, None, None].astype(np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=pixels, y_train=labels)
+    own = ["--dataset", "npz", "--data-dir", "own.npz", "--epochs", "1", "--batch-size", "8"]
+    end = vitkit_(*small, *own, "--set", "model.patch_size=4")
+    assert end.returncode == 0, end.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert load([run / "config.toml"], environ={}).data.path == str(tmp_path.resolve() / "own.npz")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = json.loads(invoke("evaluate", Path("..", "runs", run.name), "--json"))
+    assert found["accuracy"] == json.loads((run / "summary.json").read_text())["test_accuracy"]
+
+
 def test_evaluate_for_people(run_folder: Path) -> None:
     shown = invoke("evaluate", run_folder, "--split", "train").splitlines()
     assert shown[0].endswith("train images: 1293")

@@ -74,6 +74,19 @@ def test_without_matplotlib_one_line_says_so(
     assert json.loads((run / "summary.json").read_text())["plots"] == []
 
 
+def test_a_note_on_the_training_images_is_printed(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitkit.cli.train import _report
+
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert summary["train_note"] == ""
+    _report(summary, run_folder, False)
+    assert "training data" not in capsys.readouterr().out
+    _report({**summary, "train_note": "a part only"}, run_folder, False)
+    assert "training data a part only\n" in capsys.readouterr().out
+
+
 def test_json_and_quiet(tmp_path: Path, vitkit_: Any, small: list[str]) -> None:
     end = vitkit_(*small, "--epochs", "1", "--json", "--quiet")
     assert (end.returncode, end.stderr) == (0, "")
@@ -92,6 +105,16 @@ def test_every_problem_has_a_line_and_nothing_is_written(tmp_path: Path, vitkit_
         *("backend", "train.lr", "model.num_heads"),
     ]
     assert all(line.startswith("vitkit: ") for line in lines)
+    wrong = ("--epochs", "0", "--set", "model.num_heads=5", "--set", "optimizer=zzz")
+    for more in ((), ("--print-config",)):
+        end = vitkit_("train", *wrong, *more)
+        assert (end.returncode, end.stdout) == (2, "")
+        assert [line.split(":")[1].strip() for line in end.stderr.splitlines()] == [
+            *("train.epochs", "model.num_heads", "optimizer"),
+        ]
+    end = vitkit_("train", *wrong[2:], "--print-config")
+    assert (end.returncode, end.stdout) == (2, "")
+    assert end.stderr.count("\n") == 2
     end = vitkit_("train", "--set", "train.epoch=3", "--set", "model.dims=3")
     assert end.returncode == 2
     assert end.stderr.count("\n") == 2

@@ -11,6 +11,8 @@ import pytest
 from vitkit import optim
 from vitkit.config import RunConfig, build, load, load_data, preflight, resolved
 from vitkit.config.build import steps
+from vitkit.config.resolve import spelled_out
+from vitkit.config.spec import Spec
 from vitkit.data.dataset import ArrayDataset, Splits
 from vitkit.data.transforms import HorizontalFlip, RandomCrop
 from vitkit.errors import ConfigError
@@ -155,15 +157,39 @@ def test_what_preflight_refuses_build_refuses(known: Registries, data: Splits) -
 def test_a_resolved_run_is_the_same_run(known: Registries, data: Splits) -> None:
     config = config_of("optimizer=lion", "train.epochs=20")
     parts = build(config, known, data)
-    full = resolved(config, parts)
+    full = resolved(config, parts, known)
     assert full.model.image_size == (6, 8)
     assert full.model.num_classes == 4
     assert full.model.activation == "gelu"
     assert (full.train.lr, full.train.warmup_epochs) == (optim.Lion().lr, 2.0)
+    assert full.backend == "numpy"
+    assert full.optimizer == Spec("lion", {"betas": (0.9, 0.99)})
+    assert full.schedule == Spec("cosine", {"min_lr": 0.0})
+    assert full.train.loss == Spec("softmax_cross_entropy")
+    assert full.data.augment == (Spec("flip", {"p": 0.5}), Spec("crop", {"padding": 2}))
     again = build(full, known, data)
     assert again.model.config == parts.model.config
     assert again.schedule == parts.schedule
-    assert resolved(full, again) == full
+    assert resolved(full, again, known) == full
+
+
+def test_a_resolved_run_names_the_backend_used_and_where_the_data_are(
+    known: Registries, data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load([], [*SMALL, "backend=auto", "data.path=images.npz"], environ={})
+    parts = build(config, known, data)
+    full = resolved(config, parts, known)
+    assert full.backend == parts.model.xp.__name__ in ("numpy", "cupy")
+    assert full.data.path == str((tmp_path / "images.npz").resolve())
+
+
+def test_a_resolved_run_keeps_what_was_asked_of_its_components(known: Registries) -> None:
+    config = config_of("optimizer=adamw(eps=1e-6)", "data.augment=['affine(degrees=5)']")
+    full = spelled_out(config, known)
+    assert full.optimizer == Spec("adamw", {"betas": (0.9, 0.999), "eps": 1e-6})
+    assert full.data.augment[0].kwargs == {"degrees": 5, "translate": 0.0, "scale": (1.0, 1.0)}
+    assert spelled_out(full, known) == full
 
 
 # --- data --------------------------------------------------------------------------------------

@@ -291,6 +291,36 @@ def test_all_problems_are_reported_at_once(toml: Any) -> None:
         assert any(line.startswith(part) for line in found), part
 
 
+@pytest.mark.parametrize(
+    ("overrides", "dropped", "kept"),
+    [
+        (["train.epochs=0", "seed=3"], {"train.epochs"}, ("seed", 3)),
+        (["model=3", "modle.dim=5", "dtype=float64"], {"model", "modle"}, ("dtype", "float64")),
+        (["data.augment=flip", "data.nam=x", "backend=zzz"], {"data.augment", "data.nam"},
+         ("backend", "zzz")),
+    ],
+)  # fmt: skip
+def test_what_is_not_wrong_is_checked_too(
+    overrides: list[str], dropped: set[str], kept: tuple[str, Any]
+) -> None:
+    seen: list[tuple[RunConfig, frozenset[str]]] = []
+
+    def check(rest: RunConfig, left_out: frozenset[str]) -> list[str]:
+        seen.append((rest, left_out))
+        return ["more"]
+
+    with pytest.raises(ConfigError) as caught:
+        load([], overrides, environ={}, check=check)
+    ((rest, left_out),) = seen
+    assert left_out == dropped
+    assert getattr(rest, kept[0]) == kept[1]
+    assert caught.value.problems == [*problems(*overrides), "more"]
+    assert load([], ["seed=3"], environ={}, check=check).seed == 3
+    with pytest.raises(ConfigError, match="nonsense"):  # which may have been about anything
+        load([], ["nonsense", "train.epochs=0"], environ={}, check=check)
+    assert len(seen) == 1
+
+
 def test_a_section_that_is_no_table_is_reported_under_others(toml: Any) -> None:
     path = toml("train = 3")
     assert problems("train.epochs=4", files=[path]) == [

@@ -112,7 +112,16 @@ def test_a_short_run_of_a_recipe_has_no_problem(known: Registries, name: str) ->
         (["data.augment=['crop(pad=1)']"], "data.augment[0]: crop has no argument 'pad'; did you "
          "mean 'padding'? It takes: padding."),
         (["data.augment=['crop(padding=0)']"], "data.augment[0]: crop: RandomCrop: padding must be "
-         "1 or more; got 0."),
+         "a whole number >= 1; got 0."),
+        (["schedule=step(milestones=5)"], "schedule: step: milestones must be a list of steps"),
+        (["data.augment=['affine(scale=1.1)']"], "data.augment[0]: affine: RandomAffine: scale "
+         "must be two factors"),
+        (["backend=gpu"], "backend: got 'gpu', expected one of auto, cupy, numpy; did you mean "
+         "'cupy'?"),
+        (["backend=CUDA"], "backend: got 'CUDA', expected one of auto, cupy, numpy; did you mean "
+         "'cupy'?"),
+        (["backend=cpu"], "backend: got 'cpu', expected one of auto, cupy, numpy; did you mean "
+         "'numpy'?"),
         (["data.augment=['crop(padding=\"a\")']"], "data.augment[0]: crop: "),
     ],
 )  # fmt: skip
@@ -160,6 +169,14 @@ def test_before_the_data_are_read_names_are_checked_and_sizes_are_not(known: Reg
     config = load([], ["model.patch_size=3", "optimizer=adamv"], environ={})
     (problem,) = preflight(config, None, None, known)
     assert problem.startswith("optimizer: no optimizer is named 'adamv'")
+
+
+def test_before_the_data_are_read_settings_are_judged_by_each_other(known: Registries) -> None:
+    config = load([], [*BASE, "model.num_heads=5", "model.image_size=[9, 8]"], environ={})
+    found = preflight(config, None, None, known)
+    assert [line.split(":")[0] for line in found] == ["model.num_heads", "model.patch_size"]
+    config = load([], [*BASE, "schedule=step(milestones=[9])"], environ={})
+    assert preflight(config, None, None, known) == []  # the length of the warm-up is not known
 
 
 def test_it_counts_what_validation_leaves(known: Registries) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,17 @@ import pytest
 from filelock import FileLock
 
 import vitkit.checkpoint.files as files
+from vitkit._version import __version__
 from vitkit.backend import philox
+from vitkit.backend.cuda import CudaStatus
 from vitkit.config.load import load
+from vitkit.config.prepare import further_problems
 from vitkit.config.run import RunConfig
 from vitkit.config.runner import folder_name, run
+from vitkit.data.npz import npz
 from vitkit.errors import CheckpointError, ConfigError, DataError
-from vitkit.train import TrainState, plots
+from vitkit.plugins import builtin
+from vitkit.train import TrainState, environment, plots
 from vitkit.train.callbacks import Callback
 from vitkit.train.restore import find_checkpoint
 
@@ -277,6 +282,119 @@ def test_every_problem_is_named_and_nothing_is_written(
     with pytest.raises(DataError):
         run(configure("data.name=mnist"), folder, Silent())
     assert not folder.parent.exists()
+
+
+def further(configure: Callable[..., RunConfig], *overrides: str) -> list[str]:
+    """Return what is wrong where ``train.epochs`` and others may be left out."""
+    try:
+        place = {"data.path": configure().data.path}
+        load([Path(str(place["data.path"])).parent / "run.toml"], overrides, place, environ={},
+             check=further_problems)  # fmt: skip
+    except ConfigError as error:
+        return [problem.partition(":")[0] for problem in error.problems]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["train.epochs=0", "model.num_heads=5", "optimizer=zzz", "train.batch_size=99"],
+         ["train.epochs", "model.num_heads", "train.batch_size", "optimizer"]),
+        (["train.epochs=0", "data.name=digitz"], ["train.epochs", "data.name"]),
+        (["train.epochs=0", "data.name=digits", "train.lr=99"],  # which has no path
+         ["train.epochs", "train.lr", "data.path"]),
+        (["train.epochs=0", "data.name=mnist", "train.lr=99"], ["train.epochs", "train.lr"]),
+        # What hangs on a setting that is wrong itself is not judged.
+        (["train.monitor=val_acc", "train.mode=max"], ["train.monitor"]),
+        (["train.epochs=0", "train.warmup_epochs=200"], ["train.epochs"]),
+        (["model.dims=64", "model.num_heads=5"], ["model.dims"]),
+        (["train=3", "data.val_fraction=0"], ["train"]),
+    ],
+)  # fmt: skip
+def test_problems_of_every_kind_are_named_together(
+    overrides: list[str], named: list[str], configure: Callable[..., RunConfig]
+) -> None:
+    assert further(configure, *overrides) == named
+
+
+def test_data_are_not_looked_for_where_their_place_is_wrong() -> None:
+    wrong = ["data.name=npz", "data.path=3", "train.lr=99"]
+    with pytest.raises(ConfigError) as caught:
+        load([], wrong, environ={}, check=further_problems)
+    assert [line.partition(":")[0] for line in caught.value.problems] == ["data.path", "train.lr"]
+
+
+def test_a_run_on_numpy_leaves_the_gpu_alone(
+    tmp_path: Path, configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def status() -> CudaStatus:
+        asked.append("cuda")
+        return CudaStatus(False, "no device", "none", "buy one")
+
+    monkeypatch.setattr(environment, "cuda_status", status)
+    run(configure("backend=numpy"), tmp_path / "a", Silent())
+    assert asked == []
+    found = json.loads((tmp_path / "a" / "env.json").read_text())
+    assert (found["cupy"], found["packages"]["vitkit"]) == (None, __version__)
+    run(configure("backend=auto"), tmp_path / "b", Silent())
+    assert json.loads((tmp_path / "b" / "env.json").read_text())["cupy"]["usable"] is False
+    assert asked == ["cuda"]
+
+
+def test_a_run_of_another_backend_can_be_resumed(
+    tmp_path: Path, configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    run(configure(), folder, Silent(stop_at=3))
+    stored = folder / "config.toml"
+    assert load([stored], environ={}).backend == "numpy"
+    stored.write_text(stored.read_text().replace('backend = "numpy"', 'backend = "cupy"'))
+    config = load([stored], environ={"VITKIT_BACKEND": "numpy"})
+    assert run(config, folder, Silent(), resume=True)["steps"] == 8
+
+
+def test_a_run_that_was_stored_before_a_component_had_more_arguments_can_be_resumed(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder = tmp_path / "run"
+    run(configure(), folder, Silent(stop_at=3))
+    stored = folder / "config.toml"
+    text = stored.read_text()
+    assert "adamw(betas=(0.9, 0.999), eps=1e-08)" in text
+    stored.write_text(text.replace("adamw(betas=(0.9, 0.999), eps=1e-08)", "adamw"))
+    run(configure(file=stored), folder, Silent(), resume=True)
+    assert "adamw(betas=(0.9, 0.999), eps=1e-08)" in stored.read_text()
+
+
+def test_notes_on_the_data_are_in_the_summary(
+    tmp_path: Path, configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noted(path: str) -> Any:
+        data = npz(path)
+        data.train.note, data.test.note = "a part", "another"
+        return data
+
+    monkeypatch.setattr(builtin, "npz", noted)
+    summary = run(configure(), tmp_path / "run", Silent())
+    assert (summary["train_note"], summary["note"]) == ("a part", "another")
+
+
+def test_pictures_are_named_alike_on_every_system(
+    tmp_path: Path, configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "available", lambda: True)
+    for draw in ("learning_curve", "attention_picture"):
+        monkeypatch.setattr(plots, draw, lambda *args: None)
+    relative_to = Path.relative_to
+    monkeypatch.setattr(
+        Path,
+        "relative_to",
+        lambda self, *other: PureWindowsPath(relative_to(self, *other)),
+    )
+    summary = run(configure(), tmp_path / "run", Silent())
+    assert summary["plots"] == ["plots/curve.png", "plots/attention.png"]
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, configure: Callable[..., RunConfig]) -> None:

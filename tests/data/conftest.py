@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from vitkit.data.cifar import OFFICIAL
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -28,8 +31,12 @@ def to_idx() -> Callable[[np.ndarray], bytes]:
 
 
 @pytest.fixture
-def mnist_arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return the contents of a small MNIST by file name."""
+def mnist_arrays(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, np.ndarray]:
+    """Return the contents of a small MNIST by file name, and take its counts for official."""
+    # By its module: vitkit.data.mnist is the function of that name.
+    monkeypatch.setattr(sys.modules["vitkit.data.mnist"], "OFFICIAL", (30, 20))
     return {
         "train-images-idx3-ubyte": rng.integers(0, 256, (30, 28, 28), np.uint8),
         "train-labels-idx1-ubyte": (np.arange(30) % 10).astype(np.uint8),
@@ -60,8 +67,11 @@ def to_cifar() -> Callable[[np.ndarray, np.ndarray], bytes]:
 
 
 @pytest.fixture
-def cifar10_folder(tmp_path: Path, rng: np.random.Generator) -> Path:
-    """Return a folder with a small CIFAR-10: 5 times 10 images to learn from, 10 to test."""
+def cifar10_folder(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Return a folder with a small CIFAR-10: 5 times 10 images, and 10 to test."""
+    monkeypatch.setattr("vitkit.data.cifar.OFFICIAL", dict.fromkeys(OFFICIAL, 10))
     folder = tmp_path / "cifar10"
     folder.mkdir()
     for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):

@@ -21,6 +21,8 @@ def test_what_is_right_passes() -> None:
     check_arrays(IMAGES, LABELS, 3, "here")
     check_arrays(IMAGES // 200, LABELS, 3, "here", scale=1)
     check_arrays(IMAGES[:0], LABELS[:0], 3, "here")
+    for shape in ((4, 3, 32, 3), (4, 12, 32, 32), (4, 1, 1, 1)):  # many channels, narrow images
+        check_arrays(np.zeros(shape, np.uint8), LABELS, 3, "here")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,11 @@ def test_what_is_right_passes() -> None:
         (IMAGES, LABELS.astype(np.float32), "float32; integers"),
         (IMAGES, LABELS[:, None, None], r"\(4, 1, 1\); \(N,\) is due"),
         (IMAGES[:, 0], LABELS, r"\(N, C, H, W\) is due"),
+        (
+            np.zeros((4, 32, 32, 3), np.uint8),
+            LABELS,
+            r"\(4, 32, 32, 3\), which looks like .*images\.transpose\(0, 3, 1, 2\)",
+        ),
         (IMAGES / np.float32(255), LABELS, r"float32; uint8 .*images \* 255"),
         (IMAGES.astype(np.float64), LABELS, "between 200 and 200: save them as uint8"),
         (IMAGES - 300.0, LABELS, "undo the normalization"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitkit.data import cifar10, cifar100
-from vitkit.data.cifar import read_records
+from vitkit.data.cifar import OFFICIAL, read_records
 from vitkit.errors import DataError
 
 Writer = Callable[[np.ndarray, np.ndarray], bytes]
@@ -21,7 +21,7 @@ def test_cifar10(cifar10_folder: Path) -> None:
     assert (len(splits.train), len(splits.test)) == (50, 10)
     assert splits.train.image_shape == (3, 32, 32)
     assert splits.train.classes[:2] == ("airplane", "automobile")
-    assert splits.train.note == "50 of 50000 official images"
+    assert splits.train.note == splits.test.note == ""
     record = (cifar10_folder / "data_batch_2.bin").read_bytes()[3073 * 4 : 3073 * 5]
     image = splits.train.images(np.array([14]))
     assert image.tobytes() == record[1:]  # red, green and blue planes, row by row
@@ -46,8 +46,12 @@ def test_class_names_are_read(cifar10_folder: Path) -> None:
 
 
 def test_cifar100_takes_the_fine_label(
-    tmp_path: Path, rng: np.random.Generator, to_cifar: Writer
+    tmp_path: Path,
+    rng: np.random.Generator,
+    to_cifar: Writer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("vitkit.data.cifar.OFFICIAL", {"train.bin": 2, "test.bin": 2})
     labels = np.array([[19, 99], [0, 20]])
     for name in ("train.bin", "test.bin"):
         (tmp_path / name).write_bytes(to_cifar(labels, rng.integers(0, 256, (2, 3072), np.uint8)))
@@ -77,6 +81,34 @@ def test_faults(cifar10_folder: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"data_batch_3\.bin: there is no such file"):
         cifar10(cifar10_folder)
+
+
+@pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin"])
+def test_fewer_images_than_official(name: str, cifar10_folder: Path) -> None:
+    path = cifar10_folder / name
+    path.write_bytes(path.read_bytes()[: 3073 * 4])
+    with pytest.raises(DataError) as caught:
+        cifar10(cifar10_folder)
+    message = str(caught.value)
+    assert f"{name}: 4 images, where 10 of cifar10 are due" in message
+    for cure in ("vitkit data verify cifar10", "vitkit data prepare cifar10", "npz or folder"):
+        assert cure in message
+
+
+def test_cifar100_with_fewer_images_than_official(tmp_path: Path, to_cifar: Writer) -> None:
+    records = to_cifar(np.array([[19, 99], [0, 20]]), np.zeros((2, 3072), np.uint8))
+    for name in ("train.bin", "test.bin"):
+        (tmp_path / name).write_bytes(records)
+    with pytest.raises(DataError, match=r"train\.bin: 2 images, where 50000 of cifar100 are due"):
+        cifar100(tmp_path)
+
+
+def test_the_official_counts() -> None:
+    assert {
+        **{f"data_batch_{i}.bin": 10000 for i in range(1, 6)},
+        **{"test_batch.bin": 10000, "test_batch_first1000.bin": 1000},
+        **{"train.bin": 50000, "test.bin": 10000},
+    } == OFFICIAL
 
 
 @pytest.mark.parametrize("inside", ["", "cifar-10-batches-py"])

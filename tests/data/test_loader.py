@@ -15,6 +15,7 @@ from vitkit.data import (
     Loader,
     RandomAffine,
     RandomCrop,
+    Splits,
     order,
 )
 from vitkit.errors import ConfigError, DataError
@@ -207,9 +208,17 @@ def test_a_dataset_must_return_what_it_promises() -> None:
 
 
 def test_wrong_settings(dataset: ArrayDataset) -> None:
-    with pytest.raises(ConfigError, match="batch_size must be 1 or more; got 0") as caught:
+    with pytest.raises(
+        ConfigError, match="batch_size must be a whole number >= 1; got 0"
+    ) as caught:
         Loader(dataset, 0, num_workers=-1)
     assert len(caught.value.problems) == 2
+    with pytest.raises(ConfigError, match=r"batch_size must be a whole number >= 1; got 3\.5"):
+        Loader(dataset, 3.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"got Splits .*pass data\.train or data\.test"):
+        Loader(Splits(dataset, dataset), 32)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="got ndarray for a Dataset"):
+        Loader(np.zeros(3), 32)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="start must be from 0 to 6"):
         Loader(dataset, 4).batches(0, 7)
     with pytest.raises(ConfigError, match="start must be"):

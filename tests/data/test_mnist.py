@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vitkit.data import fashion_mnist, mnist
+from vitkit.data.mnist import OFFICIAL
 from vitkit.errors import DataError
 
 Writer = Callable[[np.ndarray], bytes]
@@ -29,7 +30,7 @@ def test_all_spellings(
     assert splits.train.labels.dtype == np.int64
     images = splits.test.images(np.arange(20))
     np.testing.assert_array_equal(images[:, 0], mnist_arrays["t10k-images-idx3-ubyte"])
-    assert splits.test.note == "20 of 10000 official images"
+    assert splits.train.note == splits.test.note == ""
 
 
 def test_found_in_the_parent_folder_and_by_the_environment(
@@ -72,6 +73,26 @@ def test_wrong_contents(
     (mnist_folder / f"{name}.gz").write_bytes(gzip.compress(to_idx(array)))
     with pytest.raises(DataError, match=message):
         mnist(mnist_folder)
+
+
+@pytest.mark.parametrize("part", ["train", "t10k"])
+def test_fewer_images_than_official(
+    part: str, mnist_folder: Path, mnist_arrays: dict[str, np.ndarray], to_idx: Writer
+) -> None:
+    for name, array in mnist_arrays.items():
+        if name.startswith(part):
+            (mnist_folder / f"{name}.gz").write_bytes(gzip.compress(to_idx(array[:7])))
+    with pytest.raises(DataError) as caught:
+        mnist(mnist_folder)
+    message = str(caught.value)
+    assert f"{part}-images-idx3-ubyte.gz: 7 images, where " in message
+    assert f"where {30 if part == 'train' else 20} of mnist are due" in message
+    for cure in ("vitkit data verify mnist", "vitkit data prepare mnist", "npz or folder"):
+        assert cure in message
+
+
+def test_the_official_counts() -> None:
+    assert OFFICIAL == (60000, 10000)
 
 
 def test_the_real_one(real_mnist: Path) -> None:

@@ -135,13 +135,20 @@ def test_the_ranges_are_used_to_their_ends() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomCrop(0), "padding must be 1 or more; got 0"),
-        (lambda: HorizontalFlip(1.5), "p must be from 0 to 1; got 1.5"),
+        (lambda: RandomCrop(0), "padding must be a whole number >= 1; got 0"),
+        (lambda: RandomCrop(1.5), "padding must be a whole number >= 1; got 1.5"),
+        (lambda: RandomCrop("4"), "padding must be a whole number >= 1; got '4'"),
+        (lambda: HorizontalFlip(1.5), "p must be a number >= 0 and <= 1; got 1.5"),
         (lambda: HorizontalFlip(float("nan")), "p must be"),
-        (lambda: RandomAffine(degrees=-1), "degrees must be from 0 to 180; got -1"),
-        (lambda: RandomAffine(translate=2), "translate must be from 0 to 1; got 2"),
-        (lambda: RandomAffine(scale=(1.2, 0.8)), "the smaller first"),
-        (lambda: RandomAffine(scale=(0, 1)), "above 0"),
+        (lambda: HorizontalFlip("often"), "p must be .*'often'"),
+        (lambda: RandomAffine(degrees=-1), "degrees must be a number >= 0 and <= 180; got -1"),
+        (lambda: RandomAffine(degrees="x"), "degrees must be .*'x'"),
+        (lambda: RandomAffine(translate=2), "translate must be a number >= 0 and <= 1; got 2"),
+        (lambda: RandomAffine(scale=1.1), r"scale must be two .* such as \(0.9, 1.1\); got 1.1"),
+        (lambda: RandomAffine(scale=(1, 1, 1)), "scale must be two factors"),
+        (lambda: RandomAffine(scale=(1.2, 0.8)), "larger factor, must be a number >= 1.2; got 0.8"),
+        (lambda: RandomAffine(scale=(0, 1)), r"scale\[0\] must be a number > 0; got 0"),
+        (lambda: RandomAffine(scale=(1, math.inf)), r"scale\[1\]"),
     ],
 )
 def test_wrong_settings(make: object, message: str) -> None:

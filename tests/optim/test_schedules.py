@@ -136,6 +136,7 @@ def test_schedules_are_values() -> None:
         (lambda: Rsqrt(0.1, timescale=0), "timescale must be a whole number >= 1; got 0"),
         (lambda: Step(0.1, (3, 3)), r"milestones must rise; got \(3, 3\)"),
         (lambda: Step(0.1, (3,), warmup_steps=4), "milestones must be a whole number >= 4; got 3"),
+        (lambda: Step(0.1, 5), r"milestones must be a list of steps, such as \(30, 60\); got 5"),
         (lambda: Step(0.1, (3,), factor=0), "factor must be a number > 0 and <= 1|<= 1 and > 0"),
         (lambda: Constant(0.1)(-1), "step must be a whole number >= 0; got -1"),
     ],

@@ -224,7 +224,8 @@ def _sync(path: Path) -> None:
     """Have the file's or directory's content on the disk before going on."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open directories
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -38,9 +38,9 @@ def evaluate(
     The images are the test images, unless --split names others.
     """
     from vitkit.cli.display import Console
-    from vitkit.config.build import components, load_data
+    from vitkit.config.build import components, load_data, parts_of
     from vitkit.config.load import load
-    from vitkit.data import Loader, split
+    from vitkit.data import Loader
     from vitkit.errors import ConfigError
     from vitkit.plugins import registries
     from vitkit.train import evaluate as measure
@@ -54,11 +54,8 @@ def evaluate(
     config = load([folder / "config.toml"], (), flags, environ={})
     names = registries()
     data = load_data(config, names)
-    _, _, loss, _ = components(config, names, len(data.train))
-    images = {"test": data.test, "train": data.train}
-    if config.data.val_fraction:
-        rest, held_back = split(data.train, config.data.val_fraction, config.seed)
-        images |= {"train": rest, "val": held_back}
+    images = parts_of(config, data)
+    _, _, loss, _ = components(config, names, len(images["train"]))
     if part not in images:
         raise ConfigError(f"--split: got {part!r}; expected one of {', '.join(sorted(images))}")
     with Console().counting(part, len(images[part])) as on_batch:

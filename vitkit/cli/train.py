@@ -64,7 +64,10 @@ def train(
     """Train a ViT; without options, on digits that ship with vitkit."""
     from vitkit.cli.display import Console
     from vitkit.config.load import dumps, load
+    from vitkit.config.preflight import preflight
+    from vitkit.config.prepare import further_problems, refuse
     from vitkit.config.runner import folder_name, run
+    from vitkit.plugins import registries
 
     flags: dict[str, Any] = {
         "data.name": dataset,
@@ -83,8 +86,9 @@ def train(
     if resume is not None:
         folder = _folder_to_resume(resume, out)
         files.insert(0, folder / "config.toml")
-    chosen = load(files, settings or (), flags)
+    chosen = load(files, settings or (), flags, check=further_problems)
     if print_config:
+        refuse(preflight(chosen, None, None, registries()))
         typer.echo(dumps(chosen), nl=False)
         return
     folder = folder or _new(out / folder_name(chosen))
@@ -133,6 +137,8 @@ def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
             f"test accuracy {summary['test_accuracy']:.2%} on {summary['test_images']} "
             f"images{note}, trained in {summary['seconds']:.1f} s"
         )
+    if summary["train_note"]:
+        typer.echo(f"training data {summary['train_note']}")
     typer.echo(f"run folder    {folder}")
     for picture in summary["plots"]:
         typer.echo(f"picture       {folder / picture}")

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from vitkit.config.run import RunConfig
 from vitkit.config.spec import Spec, shown
-from vitkit.data.dataset import Splits, split
+from vitkit.data.dataset import Dataset, Splits, split
 from vitkit.data.loader import Loader
 from vitkit.data.transforms import Transform
 from vitkit.errors import ConfigError
@@ -32,6 +32,8 @@ SET_ELSEWHERE = {
     "weight_decay": "train.weight_decay",
 }
 """Arguments of components that are settings of their own."""
+ENDLESS = 10**9
+"""Steps of a run whose length is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,8 @@ def build(config: RunConfig, registries: Registries, data: Splits) -> Parts:
     BackendError
         If the backend cannot work here.
     """
-    train, val, seed = data.train, None, config.seed
-    if config.data.val_fraction:
-        train, val = split(data.train, config.data.val_fraction, seed)
+    images, seed = parts_of(config, data), config.seed
+    train, val = images["train"], images.get("val")
     sizes = model_config(config, data.train.image_shape, len(data.train.classes))
     optimizer, schedule, loss, transforms = components(config, registries, len(train))
     model = ViT(sizes, backend=config.backend, dtype=config.dtype, seed=seed)
@@ -105,33 +106,30 @@ def build(config: RunConfig, registries: Registries, data: Splits) -> Parts:
         loss,
         train=loader(train, shuffle=True, transforms=transforms),
         val=loader(val) if val is not None else None,
-        test=loader(data.test),
+        test=loader(images["test"]),
         transforms=transforms,
     )
 
 
-def resolved(config: RunConfig, parts: Parts) -> RunConfig:
-    """Return the configuration with nothing left to variant, data set or optimizer.
+def parts_of(config: RunConfig, data: Splits) -> dict[str, Dataset]:
+    """Return the images of a run by part: train, test and, where some are held back, val.
 
     Parameters
     ----------
     config : RunConfig
-        What ``parts`` were built from.
-    parts : Parts
-        The objects of the run.
+        The run.
+    data : Splits
+        What :func:`load_data` read.
 
     Returns
     -------
-    RunConfig
-        What builds the same run, whatever recipes and defaults become; its ``model`` describes
-        the network without the data set.
+    dict of str to Dataset
+        ``train`` is without what ``val`` has.
     """
-    table = config.model_dump()
-    table["model"] = parts.model.config.to_dict()
-    table["train"] |= {"lr": parts.optimizer.lr, "weight_decay": parts.optimizer.weight_decay}
-    if config.train.warmup_epochs is None:
-        table["train"]["warmup_epochs"] = config.train.epochs / 10
-    return RunConfig.model_validate(table)
+    parts: dict[str, Dataset] = {"train": data.train, "test": data.test}
+    if config.data.val_fraction:
+        parts["train"], parts["val"] = split(data.train, config.data.val_fraction, config.seed)
+    return parts
 
 
 def load_data(config: RunConfig, registries: Registries) -> Splits:
@@ -160,14 +158,14 @@ def load_data(config: RunConfig, registries: Registries) -> Splits:
         If the data are not what they should be.
     """
     name, path = config.data.name, config.data.path
-    entry = _entry("data.name", registries.datasets, name)
+    entry = entry_of("data.name", registries.datasets, name)
     settings = {
         "image_size": config.model.image_size,
         "in_channels": config.model.in_channels,
         "seed": config.seed,
     }
     place = () if path is None else (path,)
-    parameters = _parameters(entry)
+    parameters = parameters_of(entry)
     if parameters is None:
         return cast(Splits, entry(*place))
     takes_path = [each for key, each in parameters.items() if key not in settings][:1]
@@ -239,7 +237,7 @@ def steps(config: RunConfig, num_train: int) -> tuple[int, int]:
 
 
 def components(
-    config: RunConfig, registries: Registries, num_train: int
+    config: RunConfig, registries: Registries, num_train: int | None
 ) -> tuple[Optimizer, Callable[[int], float], Callable[..., Any], tuple[Transform, ...]]:
     """Make what a configuration names and what needs no array.
 
@@ -249,8 +247,9 @@ def components(
         The run.
     registries : Registries
         What names stand for.
-    num_train : int
-        Images to train on, those held back for validation not counted.
+    num_train : int or None
+        Images to train on, those held back for validation not counted; None, before that is
+        known, stands for a run of any length.
 
     Returns
     -------
@@ -263,7 +262,7 @@ def components(
         If names are unknown or arguments wrong; every problem is listed.
     """
     train = config.train
-    total, warmup = steps(config, num_train)
+    total, warmup = (ENDLESS, 0) if num_train is None else steps(config, num_train)
     problems: list[str] = []
 
     def made(where: str, registry: Registry, spec: Spec, **settings: Any) -> Any:
@@ -302,9 +301,9 @@ def _made(where: str, registry: Registry, spec: Spec, settings: Mapping[str, Any
 
     A loss is called later, with the logits, so it is only given its arguments.
     """
-    entry = _entry(where, registry, spec.name)
+    entry = entry_of(where, registry, spec.name)
     later = {"logits", "labels", "xp"} if registry.kind == "loss" else set()
-    parameters = _parameters(entry)
+    parameters = parameters_of(entry)
     if parameters is not None:
         problems = _misnamed(where, spec, set(parameters) - later, settings)
         problems += [
@@ -348,14 +347,15 @@ def _misnamed(where: str, spec: Spec, taken: set[str], settings: Mapping[str, An
     return problems
 
 
-def _entry(where: str, registry: Registry, name: str) -> Any:
+def entry_of(where: str, registry: Registry, name: str) -> Any:
+    """Return what ``name`` stands for; that it stands for nothing is a problem of ``where``."""
     try:
         return registry[name]
     except ConfigError as error:
         raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from None
 
 
-def _parameters(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+def parameters_of(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     """Return what a component takes, or None where it takes anything or does not say."""
     try:
         parameters = inspect.signature(entry).parameters

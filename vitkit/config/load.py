@@ -10,10 +10,10 @@ import datetime
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import tomli_w
 from pydantic import ValidationError
@@ -28,6 +28,7 @@ ENVIRONMENT = {"VITKIT_BACKEND": "backend", "VITKIT_DTYPE": "dtype", "VITKIT_SEE
 """The variables that stand for settings; empty ones are ignored."""
 
 Table = dict[str, Any]
+Check: TypeAlias = Callable[[RunConfig, frozenset[str]], list[str]]
 
 
 def load(
@@ -36,6 +37,7 @@ def load(
     flags: Mapping[str, Any] | None = None,
     *,
     environ: Mapping[str, str] | None = None,
+    check: Check | None = None,
 ) -> RunConfig:
     """Return the configuration that the layers make together.
 
@@ -50,6 +52,9 @@ def load(
         Values by dotted setting; None means that the flag was not given.
     environ : mapping of str to str, optional
         The environment; by default the process's.
+    check : callable, optional
+        ``check(rest, dropped) -> problems``, called where settings are wrong, finds what is wrong
+        with a configuration of the others. ``dropped`` has the dotted settings left out of it.
 
     Returns
     -------
@@ -72,6 +77,7 @@ def load(
         if value is not None:
             layers.append(("a flag", _nested(path, value)))
 
+    unread = bool(problems)  # and may have been about anything
     layers.insert(0, ("the recipe", _base([table for _, table in layers])))
     table: Table = {}
     for _, layer in layers:
@@ -81,10 +87,16 @@ def load(
             problems += error.problems
             rest = {key: value for key, value in layer.items() if key not in KEPT_IN_TRAIN}
             table = _over(table, rest)
+    dropped: set[str] = set()
     try:
         config = RunConfig.model_validate(table)
     except ValidationError as error:
         problems += [problem(details, layers) for details in error.errors()]
+        wrong = [tuple(map(str, details["loc"][:2])) for details in error.errors()]
+        dropped = {".".join(path) for path in wrong}
+        config = RunConfig.model_validate(_without(table, wrong))
+    if problems and check and not unread:
+        problems += check(config, frozenset(dropped))
     if problems:
         raise ConfigError(problems)
     return config
@@ -188,6 +200,18 @@ def _over(lower: Table, upper: Mapping[str, Any]) -> Table:
         elif isinstance(below, Mapping):
             merged[key] = {**below, **value}
     return merged
+
+
+def _without(table: Table, paths: Iterable[tuple[str, ...]]) -> Table:
+    """Return a table without the settings, or whole sections, at these paths."""
+    rest = {
+        key: dict(value) if key in SECTIONS else value
+        for key, value in table.items()
+        if (key,) not in paths
+    }
+    for section, key in (path for path in paths if len(path) == 2):
+        rest[section].pop(key, None)
+    return rest
 
 
 def _base(layers: Sequence[Table]) -> Table:

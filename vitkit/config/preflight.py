@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vitkit.backend.modules import NAMES
+from vitkit.backend.modules import ALIASES, NAMES
 from vitkit.config.build import components, model_config
 from vitkit.config.run import RunConfig
 from vitkit.config.spec import shown
@@ -12,6 +12,8 @@ from vitkit.errors import ConfigError
 from vitkit.plugins import Registries
 from vitkit.plugins.registry import did_you_mean
 
+ANY_SHAPE = (3, 224, 224)
+"""What stands for a data set that has not been read; no patch size is judged by it."""
 HIGHEST_LR = 10.0
 """Above this every known optimizer diverges; such a rate is a slip of the keyboard."""
 
@@ -47,17 +49,21 @@ def preflight(
     problems = _settings(config, registries)
     if dataset_shape is not None:
         problems += _data(config, dataset_shape, num_classes_in_data)
-        try:
-            model_config(config, dataset_shape, num_classes_in_data)
-        except ConfigError as error:
-            problems += error.problems
+    try:
+        model_config(config, dataset_shape or ANY_SHAPE, num_classes_in_data)
+    except ConfigError as error:
+        guessed = dataset_shape is None and config.model.image_size is None
+        problems += [
+            problem
+            for problem in error.problems
+            if not (guessed and problem.startswith("model.patch_size:"))
+        ]
     num_train = None
     if num_images is not None:
         num_train = num_images - math.ceil(config.data.val_fraction * num_images)
         problems += _sizes(config, num_train)
     try:
-        # Before the size is known, any that gives the schedule room for its warm-up will do.
-        components(config, registries, num_train or 1000 * config.train.batch_size)
+        components(config, registries, num_train or None)
     except ConfigError as error:
         problems += error.problems
     return problems
@@ -76,7 +82,7 @@ def _settings(config: RunConfig, registries: Registries) -> list[str]:
     if config.backend not in NAMES:
         problems.append(
             f"backend: got {shown(config.backend)}, expected one of {', '.join(NAMES)}"
-            f"{did_you_mean(config.backend, NAMES)}"
+            f"{did_you_mean(ALIASES.get(config.backend.lower(), config.backend), NAMES)}"
         )
     if train.lr is not None and not 0 < train.lr <= HIGHEST_LR:
         problems.append(

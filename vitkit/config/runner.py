@@ -18,7 +18,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,14 +25,12 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 import vitkit.checkpoint.files as files
 from vitkit.checkpoint import Checkpoint
-from vitkit.config.build import Parts, build, load_data, resolved
 from vitkit.config.load import dumps, load
-from vitkit.config.preflight import preflight
+from vitkit.config.prepare import Prepared, prepare, refuse
+from vitkit.config.resolve import resolved, spelled_out
 from vitkit.config.run import RunConfig
-from vitkit.data import Splits
-from vitkit.errors import CheckpointError, ConfigError, VitkitError
+from vitkit.errors import CheckpointError
 from vitkit.optim import EMA
-from vitkit.plugins import registries
 from vitkit.train import plots
 from vitkit.train.callbacks import (
     Average,
@@ -74,54 +71,6 @@ class Display(Protocol):
 
     def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Show the progress of something that counts images."""
-
-
-@dataclass
-class Prepared:
-    """A configuration that was checked, with its data and objects.
-
-    Attributes
-    ----------
-    config : RunConfig
-        The configuration as given.
-    data : Splits
-        The images.
-    parts : Parts
-        Model, optimizer, loaders.
-    """
-
-    config: RunConfig
-    data: Splits
-    parts: Parts
-
-
-def prepare(config: RunConfig) -> Prepared:
-    """Check a configuration, read its data, and build its objects.
-
-    Raises
-    ------
-    ConfigError
-        Listing every problem; no model has been allocated then.
-    DataError
-        If the data are not what they should be.
-    BackendError
-        If the backend cannot work here.
-    """
-    names = registries()
-    try:
-        data = load_data(config, names)
-    except VitkitError:
-        _refuse(preflight(config, None, None, names))
-        raise
-    train = data.train
-    shape, num_classes = train.image_shape, len(train.classes)
-    _refuse(preflight(config, shape, num_classes, names, num_images=len(train)))
-    return Prepared(config, data, build(config, names, data))
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ConfigError(problems)
 
 
 def folder_name(config: RunConfig) -> str:
@@ -193,7 +142,8 @@ class _Run:
         self, prepared: Prepared, folder: Path, display: Display, checkpoint: Checkpoint | None
     ) -> None:
         self.folder, self.display = folder, display
-        self.config = resolved(prepared.config, prepared.parts)
+        self.asked, self.registries = prepared.config, prepared.registries
+        self.config = resolved(self.asked, prepared.parts, self.registries)
         self.data, self.parts = prepared.data, prepared.parts
         self.preprocess = Preprocess.of(self.data.train)
         decay = self.config.train.ema_decay
@@ -241,8 +191,8 @@ class _Run:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Put everything where the checkpoint left it."""
-        before = load([self.folder / "config.toml"], environ={})
-        _refuse(_changes(before.model_dump(), self.config.model_dump()))
+        before = spelled_out(load([self.folder / "config.toml"], environ={}), self.registries)
+        refuse(_changes(before.model_dump(), self.config.model_dump()))
         try:
             trainer, arrays = checkpoint.documents["trainer"], checkpoint.arrays
             self.state = TrainState.from_dict(trainer["state"])
@@ -262,7 +212,8 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Train, evaluate, draw, and return the summary."""
         self._write("config.toml", dumps(self.config))
-        self._write("env.json", json.dumps(describe(), indent=1) + "\n")
+        environment = describe(cuda=self.asked.backend != "numpy")
+        self._write("env.json", json.dumps(environment, indent=1) + "\n")
         self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state))
         self.recorder.sinks.append(lambda row: self._log(as_line(row, self.state)))
         self._say(self._headline())
@@ -327,6 +278,7 @@ class _Run:
             "test_loss": results.get("test_loss"),
             "test_images": len(self.data.test),
             "note": self.data.test.note,
+            "train_note": self.data.train.note,
             "stopped": self.state.stop or None,
             "checkpoint": best.checkpoint.path.name,
             "plots": pictures,
@@ -339,7 +291,7 @@ class _Run:
         curve, attention = self.folder / "plots/curve.png", self.folder / "plots/attention.png"
         plots.learning_curve(self.folder / "metrics.jsonl", curve)
         plots.attention_picture(best.model, self.data.test, best.preprocess, attention)
-        return [str(path.relative_to(self.folder)) for path in (curve, attention)]
+        return [path.relative_to(self.folder).as_posix() for path in (curve, attention)]
 
     def _write(self, name: str, text: str) -> None:
         files.write_file(self.folder / name, text)

@@ -51,6 +51,23 @@ def check_arrays(
         )
 
 
+def check_count(found: int, official: int, where: object, dataset: str) -> None:
+    """Check that a file of a benchmark has as many images as its authors published.
+
+    Raises
+    ------
+    DataError
+        Saying how many there are and how many are due.
+    """
+    if found != official:
+        raise DataError(
+            f"{where}: {found} images, where {official} of {dataset} are due: another file or "
+            f"a part of it. `vitkit data verify {dataset}` names every such file and `vitkit data "
+            f"prepare {dataset}` gets them again; a subset of your own is read by the data set "
+            "npz or folder."
+        )
+
+
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
     """Check that labels are integers from 0 to ``num_classes - 1``, one for each image.
 
@@ -93,6 +110,11 @@ def check_pixels(images: np.ndarray, where: str, *, scale: float = 255.0) -> Non
         raise DataError(
             f"{where}: images have the shape {images.shape}; (N, C, H, W) is due, such as "
             "(60000, 1, 28, 28)."
+        )
+    if images.shape[1] not in (1, 2, 3, 4) and images.shape[3] in (1, 3, 4):
+        raise DataError(
+            f"{where}: images have the shape {images.shape}, which looks like (N, H, W, C): use "
+            "images.transpose(0, 3, 1, 2)."
         )
     largest = int(images.max(initial=0))
     if largest > scale:

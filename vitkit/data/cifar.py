@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitkit.data.checks import check_labels, reading
+from vitkit.data.checks import check_count, check_labels, reading
 from vitkit.data.dataset import ArrayDataset, Splits
 from vitkit.data.idx import open_regular
 from vitkit.data.sources import find
@@ -21,6 +21,14 @@ from vitkit.errors import DataError
 
 PIXELS = 3 * 32 * 32
 PARTIAL_TEST = "test_batch_first1000.bin"
+OFFICIAL = {
+    **{f"data_batch_{i}.bin": 10_000 for i in range(1, 6)},
+    "test_batch.bin": 10_000,
+    PARTIAL_TEST: 1_000,
+    "train.bin": 50_000,
+    "test.bin": 10_000,
+}
+"""How many records each file has."""
 CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_NAMES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
@@ -54,7 +62,8 @@ def cifar10(folder: str | os.PathLike[str] | None = None) -> Splits:
     Raises
     ------
     DataError
-        If a file is missing or not what it should be, or is the Python version.
+        If a file is missing, has other than the official number of images or is not what it
+        should be, or is the Python version.
     """
     place = find("cifar10", folder)
     note = ""
@@ -62,12 +71,12 @@ def cifar10(folder: str | os.PathLike[str] | None = None) -> Splits:
     if not test_path.is_file() and (place / PARTIAL_TEST).is_file():
         test_path = place / PARTIAL_TEST
         note = f"test: the first 1000 official test images only ({PARTIAL_TEST})"
-    batches = [read_records(place / f"data_batch_{i}.bin", (10,)) for i in range(1, 6)]
+    batches = [_official("cifar10", place / f"data_batch_{i}.bin", (10,)) for i in range(1, 6)]
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     return _splits(
         (images, labels),
-        read_records(test_path, (10,)),
+        _official("cifar10", test_path, (10,)),
         classes=_names(place / "batches.meta.txt", CIFAR10_NAMES),
         mean=(0.49140, 0.48216, 0.44653),
         std=(0.24703, 0.24349, 0.26159),
@@ -91,12 +100,13 @@ def cifar100(folder: str | os.PathLike[str] | None = None) -> Splits:
     Raises
     ------
     DataError
-        If a file is missing or not what it should be, or is the Python version.
+        If a file is missing, has other than the official number of images or is not what it
+        should be, or is the Python version.
     """
     place = find("cifar100", folder)
     return _splits(
-        read_records(place / "train.bin", (20, 100)),
-        read_records(place / "test.bin", (20, 100)),
+        _official("cifar100", place / "train.bin", (20, 100)),
+        _official("cifar100", place / "test.bin", (20, 100)),
         classes=_names(place / "fine_label_names.txt", CIFAR100_NAMES),
         mean=(0.50708, 0.48655, 0.44092),
         std=(0.26733, 0.25644, 0.27615),
@@ -145,6 +155,15 @@ def read_records(
     return images, records[:, len(num_classes) - 1].astype(np.int64)
 
 
+def _official(
+    dataset: str, path: Path, num_classes: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a file that must have as many records as its authors published."""
+    images, labels = read_records(path, num_classes)
+    check_count(len(labels), OFFICIAL[path.name], path, dataset)
+    return images, labels
+
+
 def _splits(
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
@@ -154,12 +173,10 @@ def _splits(
     std: tuple[float, ...],
     note: str = "",
 ) -> Splits:
-    parts = []
-    for (images, labels), official in ((train, 50000), (test, 10000)):
-        missing = "" if len(labels) == official else f"{len(labels)} of {official} official images"
-        said = note if official == 10000 and note else missing
-        parts.append(ArrayDataset(images, labels, classes=classes, mean=mean, std=std, note=said))
-    return Splits(*parts)
+    return Splits(
+        ArrayDataset(*train, classes=classes, mean=mean, std=std),
+        ArrayDataset(*test, classes=classes, mean=mean, std=std, note=note),
+    )
 
 
 def _names(path: Path, official: str) -> tuple[str, ...]:

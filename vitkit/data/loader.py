@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitkit.backend import philox
-from vitkit.data.dataset import Dataset
+from vitkit.data.dataset import Dataset, Splits
 from vitkit.data.order import order
 from vitkit.data.transforms import Transform
 from vitkit.errors import ConfigError, DataError
+from vitkit.validate import integer, noted
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class Loader:
     Raises
     ------
     ConfigError
-        If ``batch_size`` or ``num_workers`` is out of range.
+        If ``dataset`` is none, or ``batch_size`` or ``num_workers`` is out of range.
     DataError
         If the dataset is empty.
     """
@@ -77,11 +78,16 @@ class Loader:
         transforms: Sequence[Transform] = (),
         num_workers: int = 0,
     ) -> None:
-        problems = []
-        if batch_size < 1:
-            problems.append(f"Loader: batch_size must be 1 or more; got {batch_size}.")
-        if num_workers < 0:
-            problems.append(f"Loader: num_workers must be 0 or more; got {num_workers}.")
+        problems: list[str] = []
+        given: object = dataset
+        if isinstance(given, Splits):
+            problems.append("Loader: got Splits for a Dataset; pass data.train or data.test.")
+        elif not isinstance(given, Dataset):
+            problems.append(f"Loader: got {type(given).__name__} for a Dataset; pass one.")
+        with noted(problems):
+            integer("Loader: batch_size", batch_size, at_least=1)
+        with noted(problems):
+            integer("Loader: num_workers", num_workers, at_least=0)
         if problems:
             raise ConfigError(problems)
         if len(dataset) == 0:

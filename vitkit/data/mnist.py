@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vitkit.data.checks import check_arrays, reading
+from vitkit.data.checks import check_arrays, check_count, reading
 from vitkit.data.dataset import ArrayDataset, Splits
 from vitkit.data.idx import open_regular, read_idx
 from vitkit.data.sources import FASHION_MNIST, MNIST, Source, find, locate
 from vitkit.errors import DataError
 
+OFFICIAL = (60_000, 10_000)
+"""How many images there are to learn from and to test on."""
 DIGITS = tuple("0123456789")
 CLOTHES = (
     "T-shirt/top",
@@ -46,7 +48,8 @@ def mnist(folder: str | os.PathLike[str] | None = None) -> Splits:
     Raises
     ------
     DataError
-        If a file is missing or not what it should be.
+        If a file is missing, has other than the official number of images or is not what it
+        should be.
     """
     return _read(MNIST, DIGITS, folder, mean=0.13066, std=0.30811)
 
@@ -67,7 +70,8 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Splits:
     Raises
     ------
     DataError
-        If a file is missing or not what it should be.
+        If a file is missing, has other than the official number of images or is not what it
+        should be.
     """
     return _read(FASHION_MNIST, CLOTHES, folder, mean=0.28604, std=0.35302)
 
@@ -91,12 +95,10 @@ def _read(
     found = [path for path in paths if path is not None]
     _refuse_twin(source, found[-1])
     parts = []
-    for first, official in ((0, 60000), (2, 10000)):
+    for first, official in zip((0, 2), OFFICIAL, strict=True):
         images, labels = _part(found[first], found[first + 1], len(classes))
-        note = "" if len(labels) == official else f"{len(labels)} of {official} official images"
-        parts.append(
-            ArrayDataset(images, labels, classes=classes, mean=(mean,), std=(std,), note=note)
-        )
+        check_count(len(images), official, found[first], source.name)
+        parts.append(ArrayDataset(images, labels, classes=classes, mean=(mean,), std=(std,)))
     if parts[0].image_shape != parts[1].image_shape:
         raise DataError(
             f"{place}: training images are {parts[0].image_shape} and test images "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitkit.errors import ConfigError
+from vitkit.validate import integer, noted, number
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """``(image uint8 (C, H, W), rng) -> image`` of the same shape and dtype."""
@@ -35,8 +36,7 @@ class RandomCrop:
     padding: int
 
     def __post_init__(self) -> None:
-        if self.padding < 1:
-            raise ConfigError(f"RandomCrop: padding must be 1 or more; got {self.padding}.")
+        integer("RandomCrop: padding", self.padding, at_least=1)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the shifted image, uint8 (C, H, W)."""
@@ -64,8 +64,7 @@ class HorizontalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ConfigError(f"HorizontalFlip: p must be from 0 to 1; got {self.p}.")
+        number("HorizontalFlip: p", self.p, at_least=0, at_most=1)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the image or its mirror image, uint8 (C, H, W)."""
@@ -91,18 +90,24 @@ class RandomAffine:
     scale: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.degrees <= 180:
-            problems.append(f"RandomAffine: degrees must be from 0 to 180; got {self.degrees}.")
-        if not 0 <= self.translate <= 1:
-            problems.append(f"RandomAffine: translate must be from 0 to 1; got {self.translate}.")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            problems.append(
-                "RandomAffine: scale must be two factors above 0, the smaller first, such as "
-                f"(0.9, 1.1); got {self.scale}."
-            )
+        problems: list[str] = []
+        with noted(problems):
+            number("RandomAffine: degrees", self.degrees, at_least=0, at_most=180)
+        with noted(problems):
+            number("RandomAffine: translate", self.translate, at_least=0, at_most=1)
+        with noted(problems):
+            self._check_scale()
         if problems:
             raise ConfigError(problems)
+
+    def _check_scale(self) -> None:
+        if not isinstance(self.scale, (tuple, list)) or len(self.scale) != 2:
+            raise ConfigError(
+                "RandomAffine: scale must be two factors, the smaller first, such as (0.9, 1.1); "
+                f"got {self.scale!r}."
+            )
+        low = number("RandomAffine: scale[0]", self.scale[0], above=0)
+        number("RandomAffine: scale[1], the larger factor,", self.scale[1], at_least=low)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the moved image, uint8 (C, H, W)."""

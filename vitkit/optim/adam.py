@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from vitkit.backend import Array, ArrayModule
+from vitkit.ops import Op
 from vitkit.ops.updates import adam_update_inplace
-from vitkit.optim.optimizer import Optimizer
-from vitkit.optim.validate import number, two_betas
+from vitkit.optim.moments import Moments
 
 
-class Adam(Optimizer):
+class Adam(Moments):
     """Adam (Kingma and Ba, 2015, arXiv:1412.6980), as ``torch.optim.Adam``.
 
     The equation is that of :func:`vitkit.ops.adam_update_inplace`.
@@ -26,8 +25,6 @@ class Adam(Optimizer):
         :class:`vitkit.optim.AdamW`.
     """
 
-    slots = ("m", "v")
-
     def __init__(
         self,
         lr: float = 1e-3,
@@ -36,34 +33,8 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(lr, weight_decay)
-        self.betas = two_betas(betas)
-        self.eps = number("eps", eps, above=0)
+        super().__init__(lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def update(
-        self,
-        w: Array,
-        g: Array,
-        m: Array,
-        v: Array,
-        *,
-        lr: float,
-        step: int,
-        weight_decay: float,
-        xp: ArrayModule,
-    ) -> None:
-        """Update one flat buffer in place."""
-        beta1, beta2 = self.betas
-        adam_update_inplace(
-            w,
-            g,
-            m,
-            v,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=self.eps,
-            weight_decay=weight_decay,
-            step=step,
-            xp=xp,
-        )
+    def rule(self, weight_decay: float) -> Op[..., None]:
+        """Return Adam's update."""
+        return adam_update_inplace

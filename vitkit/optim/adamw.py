@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from vitkit.backend import Array, ArrayModule
+from vitkit.ops import Op
 from vitkit.ops.updates import adamw_update_inplace
-from vitkit.optim.optimizer import Optimizer
-from vitkit.optim.validate import number, two_betas
+from vitkit.optim.moments import Moments
 
 
-class AdamW(Optimizer):
+class AdamW(Moments):
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), as ``torch.optim.AdamW``.
 
     The equation is that of :func:`vitkit.ops.adamw_update_inplace`.
@@ -25,8 +24,6 @@ class AdamW(Optimizer):
         How much of the weights is taken off at each update, times the learning rate.
     """
 
-    slots = ("m", "v")
-
     def __init__(
         self,
         lr: float = 1e-3,
@@ -35,34 +32,8 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        super().__init__(lr, weight_decay)
-        self.betas = two_betas(betas)
-        self.eps = number("eps", eps, above=0)
+        super().__init__(lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def update(
-        self,
-        w: Array,
-        g: Array,
-        m: Array,
-        v: Array,
-        *,
-        lr: float,
-        step: int,
-        weight_decay: float,
-        xp: ArrayModule,
-    ) -> None:
-        """Update one flat buffer in place."""
-        beta1, beta2 = self.betas
-        adamw_update_inplace(
-            w,
-            g,
-            m,
-            v,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=self.eps,
-            weight_decay=weight_decay,
-            step=step,
-            xp=xp,
-        )
+    def rule(self, weight_decay: float) -> Op[..., None]:
+        """Return AdamW's update."""
+        return adamw_update_inplace

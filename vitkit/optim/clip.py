@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.place import FlatGroup
 from vitkit.ops.norms import global_norm
-from vitkit.optim.validate import number
+from vitkit.validate import number
 
 
 def clip_global_norm(groups: Sequence[FlatGroup], max_norm: float, *, xp: ArrayModule) -> Array:

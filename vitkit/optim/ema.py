@@ -19,7 +19,7 @@ from vitkit.backend import Array
 from vitkit.nn.module import Module
 from vitkit.ops.updates import ema_update_inplace
 from vitkit.optim.state import FlatState
-from vitkit.optim.validate import number
+from vitkit.validate import number
 
 
 class EMA:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from vitkit.backend import Array, ArrayModule
+from vitkit.ops import Op
 from vitkit.ops.updates import adam_update_inplace, lamb_update_inplace
-from vitkit.optim.optimizer import Optimizer
-from vitkit.optim.validate import number, two_betas
+from vitkit.optim.moments import Moments
 
 
-class LAMB(Optimizer):
+class LAMB(Moments):
     """LAMB (You et al., 2020, arXiv:1904.00962), for very large batches.
 
     The equation is that of :func:`vitkit.ops.lamb_update_inplace`. As in the authors'
@@ -31,7 +30,6 @@ class LAMB(Optimizer):
         Algorithm 2 of the paper has it.
     """
 
-    slots = ("m", "v")
     elementwise = False
 
     def __init__(
@@ -43,37 +41,10 @@ class LAMB(Optimizer):
         weight_decay: float = 1e-2,
         always_adapt: bool = False,
     ) -> None:
-        super().__init__(lr, weight_decay)
-        self.betas = two_betas(betas)
-        self.eps = number("eps", eps, above=0)
+        super().__init__(lr, betas=betas, eps=eps, weight_decay=weight_decay)
         self.always_adapt = always_adapt
 
-    def update(
-        self,
-        w: Array,
-        g: Array,
-        m: Array,
-        v: Array,
-        *,
-        lr: float,
-        step: int,
-        weight_decay: float,
-        xp: ArrayModule,
-    ) -> None:
-        """Update one parameter in place."""
-        beta1, beta2 = self.betas
-        adapt = weight_decay or self.always_adapt
-        rule = lamb_update_inplace if adapt else adam_update_inplace
-        rule(
-            w,
-            g,
-            m,
-            v,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=self.eps,
-            weight_decay=weight_decay,
-            step=step,
-            xp=xp,
-        )
+    def rule(self, weight_decay: float) -> Op[..., None]:
+        """Return LAMB's update, or Adam's for a parameter that does not adapt."""
+        adapts = weight_decay or self.always_adapt
+        return lamb_update_inplace if adapts else adam_update_inplace

@@ -51,7 +51,7 @@ def lr_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
     layers = {name: layer_id(name, depth) for name in names}
     if layer_decay != 1 and all(layer == depth + 1 for layer in layers.values()):
         raise ValueError(
-            f"layer_decay={layer_decay:g} needs parameters named 'blocks.<i>.…', 'patch_embed.…', "
+            f"layer_decay={layer_decay:g} needs parameters named 'blocks.<i>.*', 'patch_embed.*', "
             f"'cls_token' or 'pos_embed'; got {', '.join(names[:4])}. Use layer_decay=1."
         )
     return {name: layer_decay ** (depth + 1 - layer) for name, layer in layers.items()}

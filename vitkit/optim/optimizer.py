@@ -30,7 +30,7 @@ from vitkit.nn.module import Module
 from vitkit.nn.place import FlatGroup
 from vitkit.optim.layer_decay import lr_scales
 from vitkit.optim.state import FlatState
-from vitkit.optim.validate import number
+from vitkit.validate import number
 
 Self = TypeVar("Self", bound="Optimizer")
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vitkit.optim.validate import integer, number
+from vitkit.errors import ConfigError
+from vitkit.validate import integer, number
 
 
 class Schedule:
@@ -168,6 +170,10 @@ class Step(Schedule):
         """Check the fields, and that the milestones rise."""
         super().__post_init__()
         number("factor", self.factor, above=0, at_most=1)
+        if not isinstance(self.milestones, Iterable):
+            raise ConfigError(
+                f"milestones must be a list of steps, such as (30, 60); got {self.milestones!r}."
+            )
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for milestone in self.milestones:
             integer("milestones", milestone, at_least=self.warmup_steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitkit.backend import Array, ArrayModule
 from vitkit.ops.updates import sgd_update_inplace
 from vitkit.optim.optimizer import Optimizer
-from vitkit.optim.validate import number
+from vitkit.validate import number
 
 
 class SGD(Optimizer):

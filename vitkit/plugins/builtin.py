@@ -35,7 +35,7 @@ def register_optimizers(register: Register) -> None:
 
 @hookimpl
 def register_schedules(register: Register) -> None:
-    """Register the learning-rate optim."""
+    """Register the learning-rate schedules."""
     register("constant", optim.Constant)
     register("cosine", optim.Cosine)
     register("linear", optim.Linear)

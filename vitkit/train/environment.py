@@ -10,21 +10,32 @@ from typing import Any
 
 from threadpoolctl import threadpool_info
 
+from vitkit._version import __version__
 from vitkit.backend import cuda_status
 
-CORE = ("vitkit", "numpy", "scipy", "safetensors", "pillow")
+CORE = ("numpy", "scipy", "safetensors", "pillow")
 OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x", "matplotlib")
 
 
-def describe() -> dict[str, Any]:
-    """Return versions, machine, BLAS and GPU as plain values."""
-    cuda = cuda_status()
+def describe(*, cuda: bool = True) -> dict[str, Any]:
+    """Return versions, machine, BLAS and GPU as plain values.
+
+    Parameters
+    ----------
+    cuda : bool, default True
+        Whether to try the GPU, which imports CuPy and takes memory there; without, ``"cupy"`` is
+        None.
+    """
+    status = cuda_status() if cuda else None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
-        "packages": {name: found for name in CORE + OPTIONAL if (found := _version(name))},
+        "packages": {
+            "vitkit": __version__,
+            **{name: found for name in CORE + OPTIONAL if (found := _version(name))},
+        },
         "blas": [
             {
                 key: pool.get(key)
@@ -33,7 +44,7 @@ def describe() -> dict[str, Any]:
             for pool in threadpool_info()
             if pool.get("user_api") == "blas"
         ],
-        "cupy": {"usable": cuda.usable, "found": cuda.detail, "cure": cuda.cure},
+        "cupy": status and {"usable": status.usable, "found": status.detail, "cure": status.cure},
         "argv": sys.argv[1:],
     }
 
