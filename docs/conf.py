@@ -39,6 +39,7 @@ nitpick_ignore = [
     ("py:class", "collections.abc.Callable"),
     ("py:class", "numpy.ndarray"),
     ("py:class", "numpy.random._generator.Generator"),
+    ("py:class", "vitkit.optim.moments.Moments"),  # a base that has no page of its own
 ]
 
 html_math_renderer = "mathml"
