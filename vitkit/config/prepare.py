@@ -84,8 +84,8 @@ def further_problems(config: RunConfig, dropped: frozenset[str]) -> list[str]:
             _checked_data(config, names)
     except ConfigError as error:
         return [line for line in error.problems if not _in_doubt(line.partition(":")[0], dropped)]
-    except VitkitError:  # of the files, which are looked for when all settings are right
-        pass
+    except VitkitError:
+        return []  # the files are looked for again when all settings are right
     return []
 
 
