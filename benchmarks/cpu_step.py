@@ -22,13 +22,8 @@ from vitkit.models import ViTConfig
 from vitkit.train import Preprocess, train_step
 
 MODELS = {
-    "digits": (
-        {"variant": "Ti/2", "image_size": 8, "in_channels": 1, "dim": 64, "depth": 4,
-         "num_heads": 4, "mlp_dim": 128},
-        64,
-    ),
     "S": ({"variant": "Ti/4", "image_size": 32, "dim": 192, "depth": 6}, 64),
-}  # fmt: skip
+}
 
 
 class TorchViT(nn.Module):
