@@ -78,6 +78,32 @@ def test_what_was_placed_by_itself_is_noticed(xp: ArrayModule) -> None:
         AdamW().attach(model)
 
 
+@pytest.mark.parametrize("change", ["head", "append", "dict", "place"])
+def test_changes_between_steps_are_noticed(change: str, xp: ArrayModule) -> None:
+    model = make(xp)
+    model.extras = {"a": nn.Linear(2, 2)}  # type: ignore[attr-defined]
+    model.place(xp)
+    for _ in range(3):
+        model.zero_grad()
+    if change == "head":
+        model.head = nn.Linear(8, 3, xp=xp)
+    elif change == "append":
+        model.blocks.append(nn.Block(8, 2, 8))
+    elif change == "dict":
+        model.extras["a"] = nn.Linear(2, 2)  # type: ignore[attr-defined]
+    else:
+        model.blocks[0].place(xp)
+    with pytest.raises(RuntimeError, match="replaced or placed alone"):
+        model.zero_grad()
+
+
+def test_other_attributes_may_change(xp: ArrayModule) -> None:
+    model = make(xp)
+    model.zero_grad()
+    model.remark = "mine"  # type: ignore[attr-defined]
+    model.zero_grad()
+
+
 def test_an_optimizer_from_before_refuses(xp: ArrayModule) -> None:
     model = make(xp)
     optimizer = AdamW().attach(model)

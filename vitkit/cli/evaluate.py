@@ -66,23 +66,20 @@ def evaluate(
             preprocess=restored.preprocess,
             on_batch=on_batch,
         )
-    if as_json:
-        import json
+    show = _print_json if as_json else _print
+    show(str(restored.checkpoint.path), part, images[part].note, found)
 
-        typer.echo(
-            json.dumps(
-                {
-                    "checkpoint": str(restored.checkpoint.path),
-                    "split": part,
-                    "note": images[part].note,
-                    **found.to_dict(),
-                },
-                indent=1,
-            )
-        )
-        return
-    note = f" ({images[part].note})" if images[part].note else ""
-    typer.echo(f"{restored.checkpoint.path}, {part} images: {found.count}{note}")
+
+def _print_json(checkpoint: str, part: str, note: str, found: Metrics) -> None:
+    import json
+
+    head = {"checkpoint": checkpoint, "split": part, "note": note}
+    typer.echo(json.dumps({**head, **found.to_dict()}, indent=1))
+
+
+def _print(checkpoint: str, part: str, note: str, found: Metrics) -> None:
+    remark = f" ({note})" if note else ""
+    typer.echo(f"{checkpoint}, {part} images: {found.count}{remark}")
     typer.echo(f"top-1 {found.accuracy:.2%}   top-5 {found.top5:.2%}   loss {found.loss:.4f}\n")
     _print_classes(found)
     if len(found.classes) <= LARGEST_MATRIX:

@@ -20,7 +20,7 @@ from vitkit.backend import Array, ArrayModule, array_module, to_numpy
 from vitkit.nn.context import Context
 from vitkit.nn.parameter import Parameter
 from vitkit.nn.place import FlatGroup, allocate, draw
-from vitkit.nn.tree import entry, join, parts
+from vitkit.nn.tree import Snapshot, entry, join, parts
 
 
 class Module:
@@ -37,6 +37,7 @@ class Module:
     transparent: bool = False  # True for wrappers, which leave no trace in parameter names
     groups: tuple[FlatGroup, ...] = ()
     _xp: ArrayModule = None
+    _snapshot: Snapshot | None = None  # of the tree when its buffers were last checked
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the output for ``x`` and keep on ``ctx`` what ``backward`` needs."""
@@ -127,7 +128,9 @@ class Module:
         kernels.load(xp)
         for name, module in self.modules():
             module.name, module._xp, module.groups = name, xp, ()
+            module._snapshot = None
         self.groups = allocate(list(self.named_parameters()), xp, dtype)
+        self._snapshot = Snapshot(self) if self.groups else None
         if seed is not None:
             for _, parameter in self.named_parameters():
                 parameter.value[...] = xp.asarray(draw(parameter, seed), dtype=dtype)
@@ -142,6 +145,8 @@ class Module:
             If this module was never placed, or a part of it was replaced or placed since: an
             optimizer would leave that part as it is.
         """
+        if self._snapshot is not None and self._snapshot.holds():
+            return self.groups
         strays = [name for name, p in self.named_parameters() if p.group not in self.groups]
         if strays and not self.groups:
             raise RuntimeError(
@@ -153,6 +158,7 @@ class Module:
                 f"{', '.join(strays)}: replaced or placed alone since {self.label} was placed. "
                 "Put a layer into a placed model with model.replace(name, layer)."
             )
+        self._snapshot = Snapshot(self) if self.groups else None
         return self.groups
 
     def replace(self, name: str, layer: Module, *, seed: int = 0) -> None:
@@ -254,8 +260,9 @@ class Module:
         other: Module = object.__new__(type(self))
         memo[id(self)] = other
         for key, value in vars(self).items():
-            shared = key in ("_xp", "groups")
-            setattr(other, key, value if shared else copy.deepcopy(value, memo))
+            if key != "_snapshot":
+                shared = key in ("_xp", "groups")
+                setattr(other, key, value if shared else copy.deepcopy(value, memo))
         if self.groups:
             other.place(self.xp, seed=None, dtype=self.groups[0].values.dtype)
             other.load_state_dict(self.state_dict())

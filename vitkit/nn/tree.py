@@ -23,6 +23,46 @@ def parts(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+class Snapshot:
+    """What hung where in a tree of modules, to see in microseconds that nothing has changed.
+
+    Parameters
+    ----------
+    root : module
+        The top of the tree; whatever has ``named_parameters`` or a ``group`` is part of it.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self._sizes: list[tuple[Any, int]] = []
+        self._links: list[tuple[Any, Any, Any]] = []
+        self._groups: list[tuple[Any, Any]] = []
+        self._walk(vars(root))
+
+    def _walk(self, container: Any) -> None:
+        self._sizes.append((container, len(container)))
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, value in items:
+            if isinstance(value, (list, tuple, dict)):
+                self._walk(value)
+            elif hasattr(value, "named_parameters"):
+                self._links.append((container, key, value))
+                self._walk(vars(value))
+            elif hasattr(value, "group"):
+                self._links.append((container, key, value))
+                self._groups.append((value, value.group))
+
+    def holds(self) -> bool:
+        """Return whether every part hangs where it did, in the buffers it had."""
+        try:
+            return (
+                all(len(container) == size for container, size in self._sizes)
+                and all(container[key] is value for container, key, value in self._links)
+                and all(parameter.group is group for parameter, group in self._groups)
+            )
+        except (KeyError, IndexError):
+            return False
+
+
 def entry(owner: Any, key: str) -> Any:
     """Return what ``key`` names in a module, list or dict, looking through wrappers."""
     while getattr(owner, "transparent", False):

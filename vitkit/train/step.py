@@ -86,7 +86,8 @@ def train_step(
     """
     xp = model.xp
     count = sum(len(batch) for batch in batches)
-    total_loss, correct = xp.asarray(0.0, dtype="float32"), xp.asarray(0)
+    total_loss: Array = 0.0
+    correct: Array = 0
     model.zero_grad()
     for piece, batch in enumerate(batches):
         ctx = Context(train=True, seed=seed, step=step * MOST_PIECES + piece)
