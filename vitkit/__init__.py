@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vitkit import registry as _registry
 from vitkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from vitkit import nn as nn
     from vitkit import ops as ops
     from vitkit import optim as optim
+    from vitkit import plugins as plugins
     from vitkit.errors import BackendError as BackendError
     from vitkit.errors import CheckpointError as CheckpointError
     from vitkit.errors import ConfigError as ConfigError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from vitkit.errors import VitkitError as VitkitError
     from vitkit.models.config import ViTConfig as ViTConfig
     from vitkit.models.vit import ViT as ViT
+    from vitkit.plugins.hookspecs import hookimpl as hookimpl
+    from vitkit.registry import PluginError as PluginError
     from vitkit.train.trainer import Trainer as Trainer
 
 # Names are imported when first used, so that `vitkit --help` does not wait for NumPy.
@@ -31,8 +35,10 @@ _HOMES = {
     "CheckpointError": "vitkit.errors",
     "ConfigError": "vitkit.errors",
     "DataError": "vitkit.errors",
+    "PluginError": "vitkit.registry",
+    "hookimpl": "vitkit.plugins.hookspecs",
 }
-_SUBPACKAGES = ("data", "nn", "ops", "optim", "testing")
+_SUBPACKAGES = ("data", "nn", "ops", "optim", "plugins", "testing")
 
 __all__ = [  # noqa: RUF022 (what a newcomer needs comes first)
     "ViT",
@@ -42,12 +48,15 @@ __all__ = [  # noqa: RUF022 (what a newcomer needs comes first)
     "nn",
     "optim",
     "data",
+    "plugins",
+    "hookimpl",
     "testing",
     "VitkitError",
     "BackendError",
     "ConfigError",
     "DataError",
     "CheckpointError",
+    "PluginError",
     "__version__",
 ]
 
@@ -65,3 +74,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# A model may be asked for an activation that an installed plugin has, before anyone has spoken of
+# plugins: ViT(activation="mish").
+_registry.on_missing_name(lambda: importlib.import_module("vitkit.plugins").active())

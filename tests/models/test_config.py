@@ -10,7 +10,7 @@ import pytest
 
 from vitkit.errors import ConfigError, VitkitError
 from vitkit.models import VARIANTS, ViT, ViTConfig
-from vitkit.models.config import Options
+from vitkit.models.sizes import Options
 
 SIZES = {  # dim, depth, heads, MLP, patch
     "Ti/16": (192, 12, 3, 768, 16),

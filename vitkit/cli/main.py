@@ -4,32 +4,74 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from vitkit._version import __version__
-from vitkit.cli import bench, data, evaluate, info, predict, train
+from vitkit.cli import bench, data, evaluate, info, plugin_option, plugins, predict, train
 from vitkit.errors import ConfigError, VitkitError
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted, 143 terminated."
 )
 
+
+class Commands(TyperGroup):
+    """The commands that ship, then those of plugins."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands."""
+        theirs = (name.replace("_", "-") for name in plugin_option.plugin_commands())
+        return [*super().list_commands(ctx), *theirs]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of a name; plugins are loaded only for a name that does not ship."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            command = plugin_option.plugin_commands().get(cmd_name.replace("-", "_"))
+            found = None if command is None else as_command(command, cmd_name)
+        return found
+
+
+def as_command(command: Any, name: str) -> Any:
+    """Return a plugin's function, or its Typer app, as the command that typer makes of it."""
+    app = command
+    if not isinstance(command, typer.Typer):
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        app.command(name)(command)
+    made = get_command(app)
+    made.name = name
+    return made
+
+
 app = typer.Typer(
     name="vitkit",
+    cls=Commands,
     help="Vision Transformers on NumPy and CuPy, every gradient written by hand.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.add_typer(data.app, name="data")
-app.command("info")(info.info)
-app.command("bench")(bench.bench)
+plugin_option.COMMANDS.update(
+    {
+        "train": train.train,
+        "evaluate": evaluate.evaluate,
+        "predict": predict.predict,
+        "data": data.app,
+        "plugins": plugins.app,
+        "info": info.info,
+        "bench": bench.bench,
+    }
+)
+for _name, _command in plugin_option.COMMANDS.items():
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 _debug = False
 
@@ -43,6 +85,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    plugin: plugin_option.PluginFiles = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -68,7 +111,9 @@ def _lines(error: Exception) -> list[str]:
     """Return what to say of an error."""
     if isinstance(error, ConfigError):
         return error.problems
+    culprit = plugin_option.culprit(error)
+    blame = f"plugin {culprit!r}: " if culprit else ""
     if isinstance(error, (VitkitError, FloatingPointError, OSError)):
-        return [str(error)]
+        return [f"{blame}{line}" for line in str(error).splitlines()]
     where = "" if _debug else " (vitkit --debug ... shows where)"
-    return [f"{type(error).__name__}: {error}{where}"]
+    return [f"{blame}{type(error).__name__}: {error}{where}"]

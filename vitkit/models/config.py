@@ -1,48 +1,20 @@
-"""The sizes of a ViT: the paper's table of variants, and every override, checked."""
+"""Everything that decides a ViT's shape: a variant's sizes and every override, checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypedDict
+from typing import Any
 
 from vitkit.errors import ConfigError, suggestion
+from vitkit.models.sizes import Size, parse_variant
 from vitkit.nn.activation import ACTIVATIONS
 from vitkit.nn.init import SCHEMES
+from vitkit.nn.layers import LAYERS, PARTS
 
-Size = tuple[int, int]
-
-# arXiv 2010.11929, Table 1; Ti and S from DeiT (arXiv 2012.12877): dim, depth, heads, MLP.
-SIZES: dict[str, tuple[int, int, int, int]] = {
-    "Ti": (192, 12, 3, 768),
-    "S": (384, 12, 6, 1536),
-    "B": (768, 12, 12, 3072),
-    "L": (1024, 24, 16, 4096),
-    "H": (1280, 32, 16, 5120),
-}
-VARIANTS = ("Ti/16", "S/16", "B/16", "B/32", "L/16", "L/32", "H/14")
 POOLS = ("cls", "mean")
-
-
-class Options(TypedDict, total=False):
-    """The keywords of :class:`ViTConfig` that a user may give; the variant gives the others."""
-
-    image_size: int | Size
-    patch_size: int | Size
-    in_channels: int
-    num_classes: int
-    dim: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    activation: str
-    pool: str
-    layer_norm_eps: float
-    dropout: float
-    drop_path: float
-    representation_size: int | None
-    init: str
-    gradient_checkpointing: bool
+KINDS = {"mlp": "an mlp", "norm": "a norm", "attention": "an attention"}
+"""How messages call a layer by the part that it can take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +32,16 @@ class ViTConfig:
     dim, depth, num_heads, mlp_dim : int
         The width D, the number of blocks, heads (which must divide D) and the MLP's width.
     activation : str
-        ``"gelu"``, ``"gelu_tanh"``, ``"relu"``, ``"silu"``, ``"quick_gelu"`` or ``"tanh"``.
+        ``"gelu"``, ``"gelu_tanh"``, ``"relu"``, ``"silu"``, ``"quick_gelu"``, ``"tanh"`` or a
+        plugin's, see :data:`vitkit.nn.ACTIVATIONS`.
+    mlp, norm, attention : str
+        The layers of the blocks, by name: ``"mlp"``, ``"layer_norm"``, ``"attention"`` or those
+        of plugins, see :data:`vitkit.nn.LAYERS`; the norm before the head is of the same kind.
     pool : str
         ``"cls"``, the class token's output, or ``"mean"``, the mean of all patches; with the
         latter there is no class token.
     layer_norm_eps : float
-        Added to variances.
+        What the norms add to variances.
     dropout, drop_path : float
         The rate of dropout, and that of stochastic depth in the last block, rising linearly.
     representation_size : int or None
@@ -86,6 +62,9 @@ class ViTConfig:
     in_channels: int = 3
     num_classes: int = 1000
     activation: str = "gelu"
+    mlp: str = "mlp"
+    norm: str = "layer_norm"
+    attention: str = "attention"
     pool: str = "cls"
     layer_norm_eps: float = 1e-6
     dropout: float = 0.0
@@ -104,6 +83,8 @@ class ViTConfig:
     def of(cls, variant: str = "B/16", **options: Any) -> ViTConfig:
         """Return the configuration of a variant with overrides; None means "as the variant".
 
+        Where ``dim`` is given and ``mlp_dim`` is not, the variant's ratio of the two is kept.
+
         Raises
         ------
         ConfigError
@@ -115,17 +96,16 @@ class ViTConfig:
             raise ConfigError(
                 [f"{name}: not an option of ViT{suggestion(name, known)}" for name in unknown]
             )
-        patch, sizes = _parse_variant(variant)
-        implied = dict(zip(("dim", "depth", "num_heads", "mlp_dim"), sizes, strict=True))
+        patch, implied = parse_variant(variant)
         given = {name: value for name, value in options.items() if value is not None}
-        dim: Any = given.get("dim")
-        if "mlp_dim" not in given and _is_int(dim) and dim > 0:
-            implied["mlp_dim"] = 4 * dim  # the ratio of every size in the table
-        sized = {
-            "image_size": _size(given.pop("image_size", 224)),
-            "patch_size": _size(given.pop("patch_size", patch)),
-        }
-        return cls(variant=variant, **sized, **{**implied, **given})
+        widths: list[Any] = [given.get("dim"), implied["mlp_dim"], implied["dim"]]
+        if all(_is_int(width) and width > 0 for width in widths):
+            dim, wide, own = widths
+            implied["mlp_dim"] = dim * wide // own
+        values = {"image_size": 224, "patch_size": patch, **implied, **given}
+        for name in ("image_size", "patch_size"):
+            values[name] = _size(values[name])
+        return cls(variant=variant, **values)
 
     @property
     def grid(self) -> Size:
@@ -141,17 +121,6 @@ class ViTConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         return asdict(self)
-
-
-def _parse_variant(variant: str) -> tuple[int, tuple[int, int, int, int]]:
-    """Return the patch side and the sizes that ``"B/16"`` stands for."""
-    size, _, patch = str(variant).partition("/")
-    if size not in SIZES or not patch.isdecimal() or int(patch) == 0:
-        raise ConfigError(
-            f"variant: got {variant!r}; expected a size ({', '.join(SIZES)}), a slash and a patch "
-            f"side, such as {', '.join(VARIANTS)}{suggestion(variant, VARIANTS)}"
-        )
-    return int(patch), SIZES[size]
 
 
 def _problems(config: ViTConfig) -> Iterable[str]:
@@ -180,13 +149,30 @@ def _problems(config: ViTConfig) -> Iterable[str]:
         yield f"layer_norm_eps: got {config.layer_norm_eps!r}; expected a number above 0"
     for name, known in (("activation", ACTIVATIONS), ("pool", POOLS), ("init", SCHEMES)):
         value = getattr(config, name)
-        if value not in known:
-            yield (
-                f"{name}: got {value!r}; expected one of {', '.join(known)}"
-                f"{suggestion(value, known)}"
-            )
+        if not isinstance(value, str) or value not in known:
+            yield f"{name}: got {value!r}; {_one_of(value, known)}"
+    for part in PARTS:
+        yield from _misplaced(part, getattr(config, part))
     if sound:
         yield from _misfits(config)
+
+
+def _misplaced(part: str, value: Any) -> Iterable[str]:
+    """Yield a line if no layer has this name, or the one that has cannot take this part."""
+    known = isinstance(value, str) and value in LAYERS
+    entries = LAYERS.entries()
+    fitting = [entry.name for entry in entries if entry.details.get("part") == part]
+    if not known:
+        yield f"{part}: got {value!r}; {_one_of(value, fitting)}"
+    elif value not in fitting:
+        kind = KINDS.get(str(LAYERS.entry(value).details.get("part")), "no part of a block")
+        yield f"{part}: {value!r} is {kind}, not {KINDS[part]}; {_one_of('', fitting)}"
+
+
+def _one_of(value: Any, known: Iterable[str]) -> str:
+    """Return how a message about an unknown name ends: what is known, and the nearest of it."""
+    names = list(known)
+    return f"expected one of {', '.join(names)}{suggestion(value, names)}"
 
 
 def _misfits(config: ViTConfig) -> Iterable[str]:

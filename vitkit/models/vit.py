@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vitkit import ops
 from vitkit.backend import Array, ArrayModule
-from vitkit.models.config import Options, ViTConfig
+from vitkit.models.config import ViTConfig
+from vitkit.models.sizes import Options
 from vitkit.nn.activation import ACTIVATIONS, Activation
+from vitkit.nn.attention import Attention
 from vitkit.nn.block import Block
 from vitkit.nn.context import Context
 from vitkit.nn.dropout import Dropout
 from vitkit.nn.init import SCHEMES, zeros
-from vitkit.nn.layer_norm import LayerNorm
+from vitkit.nn.layers import LAYERS
 from vitkit.nn.linear import Linear
 from vitkit.nn.module import Module
 from vitkit.nn.parameter import Parameter
@@ -59,7 +61,7 @@ class ViT(Module):
     Parameters
     ----------
     variant : str or ViTConfig, default "B/16"
-        A size (Ti, S, B, L, H), a slash, and a patch side.
+        A size (Ti, S, B, L, H, or a plugin's), a slash, and a patch side.
     backend : str or None, default "numpy"
         ``"numpy"``, ``"cupy"`` or ``"auto"``. None declares the model without allocating it, to
         count its parameters or to place it later.
@@ -72,9 +74,9 @@ class ViT(Module):
     **options
         Overrides of the variant: ``image_size`` and ``patch_size`` (a number or (height, width)),
         ``in_channels``, ``num_classes``, ``dim``, ``depth``, ``num_heads``, ``mlp_dim``,
-        ``activation``, ``pool``, ``layer_norm_eps``, ``dropout``, ``drop_path``,
-        ``representation_size``, ``init``, ``gradient_checkpointing``; see
-        :class:`~vitkit.models.config.ViTConfig`.
+        ``activation``, ``mlp``, ``norm``, ``attention``, ``pool``, ``layer_norm_eps``,
+        ``dropout``, ``drop_path``, ``representation_size``, ``init``,
+        ``gradient_checkpointing``; see :class:`~vitkit.models.config.ViTConfig`.
 
     Attributes
     ----------
@@ -121,7 +123,7 @@ class ViT(Module):
         )
         self.pos_drop = Dropout(c.dropout)
         self.blocks = [self._block(index) for index in range(c.depth)]
-        self.norm = LayerNorm(c.dim, c.layer_norm_eps)
+        self.norm: Module = LAYERS[c.norm](c.dim, c.layer_norm_eps)
         self.pool = FirstToken() if has_cls else MeanToken()
         size = c.representation_size
         self.pre_logits = PreLogits(c.dim, size) if size else None
@@ -140,6 +142,9 @@ class ViT(Module):
             dropout=c.dropout,
             drop_path=c.drop_path * index / max(c.depth - 1, 1),
             init=SCHEMES[c.init],
+            mlp=LAYERS[c.mlp],
+            norm=LAYERS[c.norm],
+            attention=LAYERS[c.attention],
         )
         return Checkpoint(block) if c.gradient_checkpointing else block
 
@@ -194,13 +199,24 @@ class ViT(Module):
         array, shape (depth, B, h, N, N)
             Probabilities: rows (queries) sum to one over columns (keys). With ``pool="cls"``
             token 0 is the class token.
+
+        Raises
+        ------
+        NotImplementedError
+            If the model's attention has no method ``weights(x)``, as one of a plugin may.
         """
-        ctx = Context()
-        x = self._embed(images, ctx)
+        blocks = [cast("Block", unwrap(block)) for block in self.blocks]
+        for block in blocks:
+            if not callable(getattr(block.attn, "weights", None)):
+                raise NotImplementedError(
+                    f"{block.attn.label} has no method weights(x), so it cannot show what each "
+                    "token takes from each. Define it, as vitkit.nn.Attention does, or use a model "
+                    "with attention='attention'."
+                )
+        x = self._embed(images, Context())
         maps = []
-        for wrapped in self.blocks:
-            block = cast("Block", unwrap(wrapped))
-            maps.append(block.attn.weights(block.norm1(x)))
+        for block in blocks:
+            maps.append(cast("Attention", block.attn).weights(block.norm1(x)))
             x = block(x)
         return self.xp.stack(maps)
 

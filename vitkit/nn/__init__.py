@@ -9,6 +9,7 @@ from vitkit.nn.context import Context as Context
 from vitkit.nn.dropout import Dropout as Dropout
 from vitkit.nn.dropout import DropPath as DropPath
 from vitkit.nn.layer_norm import LayerNorm as LayerNorm
+from vitkit.nn.layers import LAYERS as LAYERS
 from vitkit.nn.linear import Linear as Linear
 from vitkit.nn.mlp import MLP as MLP
 from vitkit.nn.module import Module as Module

@@ -1,14 +1,15 @@
-"""An element-wise activation as a layer, and the names of those that ship."""
+"""An element-wise activation as a layer, and the table of those known by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vitkit import ops
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
+from vitkit.registry import BUILTIN, Registry
 
 
 class ActivationPair(NamedTuple):
@@ -18,15 +19,22 @@ class ActivationPair(NamedTuple):
     backward: Callable[..., Array]
 
 
-ACTIVATIONS: dict[str, ActivationPair] = {
-    "gelu": ActivationPair(ops.gelu, ops.gelu_backward),
-    "gelu_tanh": ActivationPair(ops.gelu_tanh, ops.gelu_tanh_backward),
-    "relu": ActivationPair(ops.relu, ops.relu_backward),
-    "silu": ActivationPair(ops.silu, ops.silu_backward),
-    "quick_gelu": ActivationPair(ops.quick_gelu, ops.quick_gelu_backward),
-    "tanh": ActivationPair(ops.tanh, ops.tanh_backward),
-}
-"""The activations that a model knows by name."""
+class Activations(Registry):
+    """Names of activations; what a name stands for is an :class:`ActivationPair`."""
+
+    def __getitem__(self, name: str) -> ActivationPair:
+        return ActivationPair(*self.entry(name).value)
+
+
+ACTIVATIONS = Activations("activation", late=True)
+"""The activations that a model knows by name, those of plugins among them."""
+
+ACTIVATIONS.add("gelu", ops.gelu, ops.gelu_backward, plugin=BUILTIN)
+ACTIVATIONS.add("gelu_tanh", ops.gelu_tanh, ops.gelu_tanh_backward, plugin=BUILTIN)
+ACTIVATIONS.add("relu", ops.relu, ops.relu_backward, plugin=BUILTIN)
+ACTIVATIONS.add("silu", ops.silu, ops.silu_backward, plugin=BUILTIN)
+ACTIVATIONS.add("quick_gelu", ops.quick_gelu, ops.quick_gelu_backward, plugin=BUILTIN)
+ACTIVATIONS.add("tanh", ops.tanh, ops.tanh_backward, plugin=BUILTIN)
 
 
 class Activation(Module):
@@ -35,7 +43,8 @@ class Activation(Module):
     Parameters
     ----------
     pair : ActivationPair
-        The function and its gradient, such as ``(ops.gelu, ops.gelu_backward)``.
+        The function and its gradient, such as ``(ops.gelu, ops.gelu_backward)``. That both keep
+        shape and dtype is checked at each call.
     xp : module, optional
         Given, the layer is placed at once.
     """
@@ -58,9 +67,38 @@ class Activation(Module):
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return ``y`` and keep ``x``."""
         ctx.push(self, x)
-        return self.pair.forward(x, xp=self.xp)
+        y = self.pair.forward(x, xp=self.xp)
+        if not _alike(y, x):
+            self._refuse(self.pair.forward, y, _shown(x))
+        return y
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """Return ``dx``."""
         (x,) = ctx.pop(self)
-        return self.pair.backward(dy, x, xp=self.xp)
+        dx = self.pair.backward(dy, x, xp=self.xp)
+        if not _alike(dx, x):
+            self._refuse(self.pair.backward, dx, f"dy {_shown(dy)} and x {_shown(x)}")
+        return dx
+
+    def _refuse(self, function: Callable[..., Array], came: Any, given: str) -> None:
+        name = getattr(function, "__qualname__", repr(function))
+        raise ValueError(
+            f"{self.label}: {getattr(function, '__module__', '?')}.{name} returned {_shown(came)} "
+            f"for {given}; an activation keeps shape and dtype, and so does its gradient. "
+            "vitkit.testing.check_activation shows where it does not."
+        )
+
+
+def _alike(result: Any, x: Array) -> bool:
+    """Whether a function returned what ``x`` has the shape and dtype of; asks no device."""
+    try:
+        return bool(result.dtype == x.dtype and result.shape == x.shape)
+    except AttributeError:  # no array at all
+        return False
+
+
+def _shown(array: Any) -> str:
+    """Return how a message shows an array: dtype and shape."""
+    if hasattr(array, "dtype") and hasattr(array, "shape"):
+        return f"{array.dtype} {array.shape}"
+    return f"an object of type {type(array).__name__}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.activation import ACTIVATIONS, ActivationPair
 from vitkit.nn.attention import Attention
@@ -31,6 +33,9 @@ class Block(Module):
         Dropout after dense layers, and stochastic depth of both branches.
     init : Scheme
         How weights are drawn.
+    mlp, norm, attention : callable
+        What makes the layers of the block, called as ``mlp(dim, mlp_dim, activation, dropout=,
+        init=)``, ``norm(dim, eps)`` and ``attention(dim, num_heads, dropout=, init=)``.
     xp : module, optional
         Given, the layer is placed at once.
     """
@@ -46,13 +51,16 @@ class Block(Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         init: Scheme = SCHEMES["jax"],
+        mlp: Callable[..., Module] = MLP,
+        norm: Callable[..., Module] = LayerNorm,
+        attention: Callable[..., Module] = Attention,
         xp: ArrayModule = None,
     ) -> None:
-        self.norm1 = LayerNorm(dim, layer_norm_eps)
-        self.attn = Attention(dim, num_heads, dropout=dropout, init=init)
+        self.norm1 = norm(dim, layer_norm_eps)
+        self.attn = attention(dim, num_heads, dropout=dropout, init=init)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = LayerNorm(dim, layer_norm_eps)
-        self.mlp = MLP(dim, mlp_dim, activation, dropout=dropout, init=init)
+        self.norm2 = norm(dim, layer_norm_eps)
+        self.mlp = mlp(dim, mlp_dim, activation, dropout=dropout, init=init)
         self.drop_path2 = DropPath(drop_path)
         if xp is not None:
             self.place(xp)

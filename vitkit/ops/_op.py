@@ -37,11 +37,14 @@ class Op(Generic[P, R]):
         The function as it was given; what every kernel is compared to.
     kernels : dict of str to callable
         The registered replacements, by the name of the array module they serve.
+    overrides : dict of str to callable
+        Those of plugins, which are asked first.
     """
 
     def __init__(self, reference: Callable[P, R]) -> None:
         self.reference = reference
         self.kernels: dict[str, Callable[P, R]] = {}
+        self.overrides: dict[str, Callable[P, R]] = {}
         self.__name__ = reference.__name__
         self.__signature__ = inspect.signature(reference)
         update_wrapper(self, reference)
@@ -56,28 +59,33 @@ class Op(Generic[P, R]):
         """
 
         def register(function: Callable[P, R]) -> Callable[P, R]:
-            theirs, ours = _parameters(function), _parameters(self.reference)
-            if theirs != ours:
-                raise TypeError(
-                    f"The {backend} kernel of {self.__name__} takes ({theirs}); "
-                    f"it must take ({ours})."
-                )
+            self.check_kernel(function, backend)
             self.kernels[backend] = function
             return function
 
         return register
 
+    def check_kernel(self, function: Callable[..., Any], backend: str) -> None:
+        """Raise a TypeError unless ``function`` takes exactly the parameters of the reference."""
+        theirs, ours = _parameters(function), _parameters(self.reference)
+        if theirs != ours:
+            raise TypeError(
+                f"The {backend} kernel of {self.__name__} takes ({theirs}); it must take ({ours})."
+            )
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        xp: Any = kwargs.get("xp")
-        kernel = self.kernels.get(getattr(xp, "__name__", "")) if _use_kernels.get() else None
-        if kernel is not None:
-            result = kernel(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        if _use_kernels.get():
+            backend = getattr(kwargs.get("xp"), "__name__", "")
+            for kernels in (self.overrides, self.kernels) if self.overrides else (self.kernels,):
+                kernel = kernels.get(backend)
+                if kernel is not None:
+                    result = kernel(*args, **kwargs)
+                    if result is not NotImplemented:
+                        return result
         return self.reference(*args, **kwargs)
 
     def __repr__(self) -> str:
-        served = ", ".join(sorted(self.kernels)) or "none"
+        served = ", ".join(sorted({*self.kernels, *self.overrides})) or "none"
         return f"<op {self.__name__}({_parameters(self.reference)}), kernels: {served}>"
 
 

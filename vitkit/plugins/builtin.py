@@ -1,6 +1,8 @@
 """What ships with vitkit, registered through the same hooks that plugins use.
 
-This is the only module that names all built-ins.
+This is the only module that names all built-ins; the commands are named by :mod:`vitkit.cli`.
+Kernels that ship are not here: they load with the first model placed on their array module, since
+compiling or even importing them takes time, and a plugin's are asked before them.
 """
 
 from __future__ import annotations
@@ -12,15 +14,18 @@ from vitkit.data.folder import folder
 from vitkit.data.mnist import fashion_mnist, mnist
 from vitkit.data.npz import npz
 from vitkit.data.transforms import HorizontalFlip, RandomAffine, RandomCrop
-from vitkit.nn.activation import ACTIVATIONS
+from vitkit.models import MODELS
+from vitkit.nn import ACTIVATIONS, LAYERS
 from vitkit.plugins.hookspecs import Register, hookimpl
+from vitkit.registry import BUILTIN
 
 
 @hookimpl
 def register_activations(register: Register) -> None:
     """Register the activations of the MLP, each with its backward."""
-    for name, pair in ACTIVATIONS.items():
-        register(name, *pair)
+    for entry in ACTIVATIONS.entries():
+        if entry.plugin == BUILTIN:
+            register(entry.name, *entry.value, **entry.details)
 
 
 @hookimpl
@@ -69,3 +74,19 @@ def register_transforms(register: Register) -> None:
     register("crop", RandomCrop)
     register("flip", HorizontalFlip)
     register("affine", RandomAffine)
+
+
+@hookimpl
+def register_layers(register: Register) -> None:
+    """Register what can stand in a block."""
+    for entry in LAYERS.entries():
+        if entry.plugin == BUILTIN:
+            register(entry.name, entry.value, **entry.details)
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    """Register the sizes of the papers."""
+    for entry in MODELS.entries():
+        if entry.plugin == BUILTIN:
+            register(entry.name, entry.value)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from vitkit import registry as tables
 from vitkit.errors import ConfigError, VitkitError, nearest
-from vitkit.plugins import PluginError, Registry
-from vitkit.plugins.registry import did_you_mean, is_name
+from vitkit.registry import PluginError, Registry, UnknownName, did_you_mean, is_name
 
 
 @pytest.fixture
@@ -20,7 +20,11 @@ def optimizers() -> Registry:
 def test_a_name_gives_what_was_registered(optimizers: Registry) -> None:
     assert optimizers["adamw"] is dict
     assert optimizers.names() == ("adamw", "lion")
-    assert optimizers.plugins == {"adamw": "vitkit", "lion": "zoo"}
+    assert [(e.name, e.plugin) for e in optimizers.entries()] == [
+        ("adamw", "vitkit"),
+        ("lion", "zoo"),
+    ]
+    assert dict(optimizers) == {"adamw": dict, "lion": list}
     assert "lion" in optimizers
     assert "tiger" not in optimizers
     assert repr(optimizers) == "Registry('optimizer': adamw, lion)"
@@ -82,3 +86,45 @@ def test_suggestions_ignore_case_and_keep_their_distance() -> None:
     assert nearest(3, ["three"]) is None
     assert did_you_mean("sgdd", ["sgd"]) == "; did you mean 'sgd'?"
     assert did_you_mean("zzz", ["sgd"]) == "."
+
+
+def test_an_unknown_name_is_a_missing_key_too(optimizers: Registry) -> None:
+    assert optimizers.get("tiger") is None
+    with pytest.raises(KeyError) as caught:
+        optimizers["lions"]
+    assert isinstance(caught.value, UnknownName)
+    assert str(caught.value).startswith("no optimizer is named 'lions'; did you mean 'lion'?")
+
+
+def test_a_plugin_may_say_the_same_thing_twice_and_nothing_else(optimizers: Registry) -> None:
+    optimizers.add("lion", list, plugin="zoo")
+    with pytest.raises(PluginError, match=r"'zoo' registers .*'lion', which plugin 'zoo' has"):
+        optimizers.add("lion", set, plugin="zoo")
+
+
+def test_details_are_kept_with_the_name(optimizers: Registry) -> None:
+    optimizers.add("tiger", set, plugin="zoo", example={"stripes": 3})
+    assert optimizers.entry("tiger").details == {"example": {"stripes": 3}}
+
+
+def test_a_plugin_is_forgotten_whole(optimizers: Registry) -> None:
+    optimizers.add("tiger", set, plugin="zoo")
+    optimizers.remove("zoo")
+    assert optimizers.names() == ("adamw",)
+
+
+def test_a_late_registry_asks_before_it_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    late, asked = Registry("activation", late=True), []
+    late.add("gelu", abs, max, plugin="vitkit")
+
+    def find() -> None:
+        asked.append("plugins")
+        if "mish" not in late.names():
+            late.add("mish", abs, max, plugin="zoo")
+
+    monkeypatch.setattr(tables, "_finders", [find])
+    assert "gelu" in late
+    assert asked == []
+    assert late["mish"] == (abs, max)
+    assert asked == ["plugins"]
+    assert "tiger" not in late

@@ -1,0 +1,250 @@
+"""Installed plugins are found one by one, and those that fail harm nobody."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vitkit
+from vitkit import plugins
+from vitkit.plugins import PluginError, PluginWarning, active, discovery, load
+from vitkit.plugins.guard import guarded
+
+MISH = """
+import vitkit
+
+def mish(x, *, xp):
+    return x * xp.tanh(xp.log1p(xp.exp(x)))
+
+def mish_backward(dy, x, *, xp):
+    t, s = xp.tanh(xp.log1p(xp.exp(x))), 1 / (1 + xp.exp(-x))
+    return dy * (t + x * s * (1 - t * t))
+
+@vitkit.hookimpl
+def register_activations(register):
+    register("{name}", mish, mish_backward)
+"""
+SIZES: dict[str, Any] = {
+    "image_size": 8,
+    "num_classes": 3,
+    "dim": 8,
+    "depth": 1,
+    "num_heads": 2,
+}
+
+
+@pytest.fixture
+def said(fresh: None) -> list[str]:
+    """Return the lines that are said about plugins."""
+    lines: list[str] = []
+    discovery.say_with(lines.append)
+    return lines
+
+
+def test_an_installed_plugin_is_there(install: Any, said: list[str]) -> None:
+    install("tiger", distribution="the-zoo", version="2.5")
+    record = active().loaded["tiger"]
+    assert (record.origin, record.version, record.source) == ("the-zoo", "2.5", "entry point")
+    assert record.provides == {"optimizers": ["tiger"]}
+    assert "tiger" in plugins.registries().optimizers
+    assert said == []
+    for name in ("tiger", "the-zoo", "the_zoo", "tiger_module"):
+        assert active().find(name) is record
+
+
+def test_a_model_asks_the_installed_plugins(install: Any, said: list[str]) -> None:
+    install("soft", MISH.format(name="mish"))
+    model = vitkit.ViT("Ti/4", activation="mish", **SIZES)
+    assert model.config.activation == "mish"
+
+
+def test_what_fails_is_left_out_and_named_on_one_line(install: Any, said: list[str]) -> None:
+    install("broken", "raise ValueError('no\\nluck')", distribution="dist-b", version="0.3")
+    install("tiger")
+    assert list(active().loaded) == ["vitkit", "tiger"]
+    assert said == ["Plugin 'broken (dist-b 0.3)' cannot be used: ValueError: no luck"]
+    with pytest.raises(PluginError, match="no luck"):
+        active().find("dist-b")
+
+
+def test_by_default_a_failure_is_a_warning(install: Any) -> None:
+    install("broken", "raise SystemExit(1)")
+    with pytest.warns(PluginWarning, match="tried to end the program"):
+        active()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        active()  # said once
+
+
+def test_strict_makes_it_fatal(
+    install: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("broken", "raise ValueError('no luck')")
+    install("tiger")
+    monkeypatch.setenv("VITKIT_STRICT_PLUGINS", "1")
+    for _ in range(2):  # again, not half of it
+        with pytest.raises(PluginError, match="no luck"):
+            active()
+    assert said == []
+
+
+def test_disabled_and_selected(install: Any, said: list[str], monkeypatch: Any) -> None:
+    install("tiger", distribution="zoo-a")
+    install("lynx")
+    monkeypatch.setenv("VITKIT_DISABLE_PLUGINS", "1")
+    assert list(active().loaded) == ["vitkit"]
+    discovery._plugins.clear()
+    monkeypatch.delenv("VITKIT_DISABLE_PLUGINS")
+    monkeypatch.setenv("VITKIT_PLUGINS", "")
+    assert list(active().loaded) == ["vitkit"]
+    discovery._plugins.clear()
+    monkeypatch.setenv("VITKIT_PLUGINS", " zoo_a ,tigre")
+    assert list(active().loaded) == ["vitkit", "tiger"]
+    assert said == [
+        "VITKIT_PLUGINS names 'tigre', which no installed distribution provides; did you mean "
+        "'tiger'?"
+    ]
+
+
+def test_two_distributions_with_a_plugin_of_one_name(install: Any, said: list[str]) -> None:
+    install("tiger", distribution="zoo-a")
+    install("tiger", distribution="zoo-b", module="other_tiger")
+    assert active().loaded["tiger"].origin == "zoo-a"
+    assert said == [
+        "Plugin 'tiger (zoo-b 1.0)' cannot be used: its name is that of plugin 'tiger (zoo-a 1.0)'"
+    ]
+
+
+def test_what_a_plugin_prints_goes_to_stderr(
+    install: Any, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("soft", MISH.format(name="mish") + "\nprint('hello')\n")
+    active()
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "hello\n")
+
+
+def test_a_slow_plugin_is_named(
+    install: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitkit.plugins.manager.SLOW", 0.05)
+    install("soft", "import time; time.sleep(0.1)\n" + MISH.format(name="mish"))
+    active()
+    assert len(said) == 1
+    assert said[0].startswith("Plugin 'soft (dist-soft 1.0)' took 0.")
+
+
+def test_a_plugin_that_makes_its_own_model_when_imported(install: Any, said: list[str]) -> None:
+    build = f"\nimport vitkit.plugins\nvitkit.ViT('Ti/4', activation='gelu', **{SIZES!r})\n"
+    miss = (
+        "\ntry:\n    vitkit.ViT('Ti/4', activation='unheard')\nexcept vitkit.ConfigError:\n"
+        "    pass\n"
+    )
+    install("soft", MISH.format(name="mish") + build + miss)
+    assert "mish" in plugins.registries().activations
+    assert said == []
+
+
+def test_a_file_is_a_plugin_and_can_be_edited(tmp_path: Path, said: list[str]) -> None:
+    path = tmp_path / "my idea.py"
+    path.write_text(MISH.format(name="mish"))
+    record = load(path)
+    assert (record.name, record.source, record.origin) == ("my idea", "file", str(path))
+    assert record.version.startswith("sha256 ")
+    vitkit.ViT("Ti/4", activation="mish", **SIZES)
+    path.write_text(MISH.format(name="mish2"))
+    again = load(path)
+    assert again.version != record.version
+    names = plugins.registries().activations.names()
+    assert "mish2" in names
+    assert "mish" not in names
+    path.write_text("this is no Python")
+    with pytest.raises(PluginError, match=r"line 1 of my idea\.py: invalid syntax"):
+        load(path)
+    assert "mish2" in plugins.registries().activations
+    assert again.module in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("gone.py", None, "there is no file"),
+        ("text.txt", "import this", "is no Python file: its name must end in .py"),
+        ("folder.py", ..., "there is no file"),
+        ("needs.py", "import surely_not_installed", "needs 'surely_not_installed', which is not"),
+    ],
+)
+def test_a_file_that_is_no_plugin(
+    name: str, content: Any, expected: str, tmp_path: Path, said: list[str]
+) -> None:
+    path = tmp_path / name
+    if content is ...:
+        path.mkdir()
+    elif content is not None:
+        path.write_text(content)
+    before = set(sys.modules)
+    with pytest.raises(PluginError) as caught:
+        load(path)
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert not {m for m in set(sys.modules) - before if m.startswith("vitkit_plugin_")}
+
+
+def test_a_stale_distribution(install: Any, said: list[str]) -> None:
+    install("gone", "", module="gone_module")
+    active()
+    assert said == [
+        "Plugin 'gone (dist-gone 1.0)' cannot be used: its module 'gone_module' is not there; "
+        "install it anew, or uninstall it"
+    ]
+
+
+def test_only_a_key_press_interrupts() -> None:
+    with pytest.raises(RuntimeError, match="raised KeyboardInterrupt"), guarded():
+        raise KeyboardInterrupt
+    before = signal.getsignal(signal.SIGINT)
+    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt), guarded():
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_many_threads_load_once(install: Any, said: list[str]) -> None:
+    install("tiger")
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(active())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len({id(each) for each in found}) == 1
+
+
+def test_trace_shows_every_hook(
+    install: Any, said: list[str], monkeypatch: Any, capsys: Any
+) -> None:
+    install("tiger")
+    monkeypatch.setenv("VITKIT_TRACE_PLUGINS", "1")
+    active()
+    assert "vitkit: register_optimizers of tiger (dist-tiger 1.0)" in capsys.readouterr().err
+
+
+def test_the_activation_is_right(install: Any, said: list[str]) -> None:
+    install("soft", MISH.format(name="mish"))
+    pair = plugins.registries().activations["mish"]
+    x = np.linspace(-3, 3, 7)
+    from vitkit.testing import directional_derivative_error
+
+    error = directional_derivative_error(
+        lambda x: pair[0](x, xp=np).sum(), [x], [pair[1](np.ones(7), x, xp=np)]
+    )
+    assert error < 1e-6
