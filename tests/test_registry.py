@@ -123,8 +123,12 @@ def test_a_late_registry_asks_before_it_says_no(monkeypatch: pytest.MonkeyPatch)
             late.add("mish", abs, max, plugin="zoo")
 
     monkeypatch.setattr(tables, "_finders", [find])
+    monkeypatch.setattr(tables, "_looked", [])
     assert "gelu" in late
     assert asked == []
     assert late["mish"] == (abs, max)
-    assert asked == ["plugins"]
     assert "tiger" not in late
+    assert asked == ["plugins"]  # once, until the path changes
+    monkeypatch.syspath_prepend("elsewhere")
+    assert "tiger" not in late
+    assert asked == ["plugins"] * 2

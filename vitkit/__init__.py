@@ -76,6 +76,14 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# A model may be asked for an activation that an installed plugin has, before anyone has spoken of
-# plugins: ViT(activation="mish").
-_registry.on_missing_name(lambda: importlib.import_module("vitkit.plugins").active())
+
+def _load_plugins() -> None:
+    from importlib.metadata import entry_points
+
+    if entry_points(group="vitkit"):
+        importlib.import_module("vitkit.plugins").active()
+
+
+# A model may be asked for an activation that an installed plugin has, or run on a kernel of its,
+# before anyone has spoken of plugins: ViT(activation="mish").
+_registry.on_missing_name(_load_plugins)

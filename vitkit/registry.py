@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,17 +155,26 @@ class Registry(Mapping[str, Any]):
 
 
 _finders: list[Callable[[], object]] = []
+_looked: list[tuple[str, ...]] = []
 
 
 def on_missing_name(finder: Callable[[], object]) -> None:
-    """Have ``finder`` called when a late registry misses a name; it loads plugins once."""
+    """Have ``finder`` called when a late registry misses a name; it loads plugins."""
     _finders[:] = [finder]
 
 
 def discover() -> None:
-    """Load what may register a missing name."""
-    for finder in _finders:
-        finder()
+    """Load what may register a missing name, or a kernel; again only where the path has changed."""
+    path = tuple(sys.path)
+    if path in _looked:
+        return
+    _looked[:] = [path]  # before the search: a plugin may make a model when it is imported
+    try:
+        for finder in _finders:
+            finder()
+    except BaseException:  # the next name or model tries again, and fails again
+        _looked.clear()
+        raise
 
 
 def is_name(word: object) -> bool:

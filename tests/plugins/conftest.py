@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vitkit import registry
 from vitkit.plugins import discovery
 
 Install = Callable[..., Path]
@@ -33,6 +34,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(discovery, "_plugins", [])
     monkeypatch.setattr(discovery, "_said", [])
+    monkeypatch.setattr(registry, "_looked", [])
     yield
     for plugins in discovery._plugins:
         for name in list(plugins.loaded)[1:]:

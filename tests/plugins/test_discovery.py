@@ -248,3 +248,21 @@ def test_the_activation_is_right(install: Any, said: list[str]) -> None:
         lambda x: pair[0](x, xp=np).sum(), [x], [pair[1](np.ones(7), x, xp=np)]
     )
     assert error < 1e-6
+
+
+KERNEL = """
+import vitkit
+
+def fast(x, *, xp):
+    return x + 7
+
+@vitkit.hookimpl
+def register_kernels(register):
+    register("relu", fast)
+"""
+
+
+def test_a_model_runs_on_the_kernels_of_installed_plugins(install: Any, said: list[str]) -> None:
+    install("fast", KERNEL)
+    layer = vitkit.nn.Activation(vitkit.nn.ACTIVATIONS["relu"], xp=np)
+    np.testing.assert_array_equal(layer(np.zeros(3, np.float32)), np.full(3, 7, np.float32))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vitkit.cli.plugin_option import PluginFiles
+
 
 def bench(
     model: Annotated[str, typer.Option("--model", help="Size and patch.")] = "Ti/4",
@@ -17,6 +19,7 @@ def bench(
     num_classes: Annotated[int, typer.Option("--num-classes", min=1, help="Outputs.")] = 10,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed repetitions.")] = 5,
     backend: Annotated[str, typer.Option("--backend", help="numpy, cupy or auto.")] = "auto",
+    plugin: PluginFiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Time training steps and inference of a model on this machine."""

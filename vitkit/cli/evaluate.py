@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitkit.cli.plugin_option import PluginFiles, loaded
+
 if TYPE_CHECKING:
     from vitkit.train import Metrics
 
@@ -31,6 +33,7 @@ def evaluate(
         int, typer.Option("--batch-size", min=1, help="Images at once; no result depends on it.")
     ] = 256,
     backend: Annotated[str, typer.Option("--backend", help="numpy, cupy or auto.")] = "auto",
+    plugin: PluginFiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show the accuracy of a model, by class too, and its confusions.
@@ -46,6 +49,7 @@ def evaluate(
     from vitkit.train import evaluate as measure
     from vitkit.train import restore
 
+    loaded()
     place = run.resolve()
     folder = place.parent.parent if place.parent.name == "checkpoints" else run
     restored = restore(run, backend=backend, which=which, weights=weights)

@@ -13,6 +13,7 @@ from typer.main import get_command
 from vitkit._version import __version__
 from vitkit.cli import bench, data, evaluate, info, plugin_option, plugins, predict, train
 from vitkit.errors import ConfigError, VitkitError
+from vitkit.registry import on_missing_name
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted, 143 terminated."
@@ -72,6 +73,9 @@ for _name, _command in plugin_option.COMMANDS.items():
         app.add_typer(_command, name=_name)
     else:
         app.command(_name)(_command)
+
+# What a model asks for, plugins that fail being named as everywhere on the command line.
+on_missing_name(plugin_option.wanted)
 
 _debug = False
 

@@ -29,11 +29,15 @@ def loaded() -> Plugins:
     return discovery.active()
 
 
+def wanted() -> Plugins | None:
+    """Return the plugins if there are any besides vitkit's own; otherwise nothing is imported."""
+    return loaded() if _files or entry_points(group="vitkit") else None
+
+
 def plugin_commands() -> dict[str, Any]:
-    """Return the commands that plugins bring; without any plugin nothing is imported."""
-    if not _files and not entry_points(group="vitkit"):
-        return {}
-    registry = loaded().registries.commands
+    """Return the commands that plugins bring."""
+    plugins = wanted()
+    registry = plugins.registries.commands if plugins else {}
     return {name: command for name, command in registry.items() if name not in COMMANDS}
 
 

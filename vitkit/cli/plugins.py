@@ -97,9 +97,15 @@ def _report(what: str, outcomes: list[Outcome]) -> None:
     passed = sum(o.passed is True for o in outcomes)
     typer.echo(f"{what}: {passed} of {len(outcomes)} passed")
     for outcome in outcomes:
-        if outcome.passed is not True:
-            word = "skipped" if outcome.passed is None else "FAILED"
-            typer.echo(f"  {word}  {outcome.name}: {outcome.message}")
+        if outcome.passed is False:
+            typer.echo(f"  FAILED  {outcome.name}: {outcome.message}")
+    skipped: dict[str, list[str]] = {}  # by reason: many have the same
+    for outcome in outcomes:
+        if outcome.passed is None:
+            skipped.setdefault(outcome.message, []).append(outcome.name)
+    for why, names in skipped.items():
+        listed = names[0] if len(names) == 1 else f"{len(names)} checks"
+        typer.echo(f"  skipped {listed}: {why}")
 
 
 def _print_json(record: Plugin, results: dict[str, list[Outcome]]) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitkit.cli.plugin_option import PluginFiles
+
 
 def predict(
     run: Annotated[
@@ -20,6 +22,7 @@ def predict(
     ] = False,
     which: Annotated[str, typer.Option("--which", help="Checkpoint: best or last.")] = "best",
     backend: Annotated[str, typer.Option("--backend", help="numpy, cupy or auto.")] = "auto",
+    plugin: PluginFiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what is in images, with probabilities."""

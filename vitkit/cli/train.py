@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vitkit.cli.plugin_option import PluginFiles, loaded
+
 STOPPED = {"interrupted": 130, "terminated": 143}
 
 
@@ -43,6 +45,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="One setting; may be repeated."),
     ] = None,
+    plugin: PluginFiles = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Last part of the run folder's name.")
     ] = None,
@@ -69,6 +72,7 @@ def train(
     from vitkit.config.runner import folder_name, run
     from vitkit.plugins import registries
 
+    loaded()
     flags: dict[str, Any] = {
         "data.name": dataset,
         "data.path": str(data_dir) if data_dir else None,

@@ -11,15 +11,20 @@ import importlib
 import pkgutil
 
 from vitkit.backend import ArrayModule
+from vitkit.registry import discover
 
 FOLDERS = {"numpy": "cpu", "cupy": "cuda"}
 
 
 def load(xp: ArrayModule) -> None:
-    """Register the kernels that serve the array module ``xp``; a model does this when placed."""
+    """Register the kernels that serve the array module ``xp``; a model does this when placed.
+
+    Those of installed plugins too, which the operations ask first.
+    """
     folder = FOLDERS.get(xp.__name__)
     if folder is not None:
         _load_folder(f"{__name__}.{folder}")
+    discover()
 
 
 @functools.cache

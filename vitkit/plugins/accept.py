@@ -24,7 +24,7 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "activations": ("torch",),
     "optimizers": ("example", "reference", "torch"),
     "schedules": ("example",),
-    "losses": ("torch",),
+    "losses": ("torch", "labels"),
     "datasets": ("prepare", "title", "example"),
     "layers": ("part", "example", "shape", "torch"),
     "transforms": ("example",),

@@ -7,6 +7,9 @@ compiling or even importing them takes time, and a plugin's are asked before the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from vitkit import ops, optim
 from vitkit.data.cifar import cifar10, cifar100
 from vitkit.data.digits import digits
@@ -19,21 +22,31 @@ from vitkit.nn import ACTIVATIONS, LAYERS
 from vitkit.plugins.hookspecs import Register, hookimpl
 from vitkit.registry import BUILTIN
 
+TWINS: dict[str, Callable[[Any], Any]] = {
+    "gelu": lambda torch: torch.nn.functional.gelu,
+    "gelu_tanh": lambda torch: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": lambda torch: torch.relu,
+    "silu": lambda torch: torch.nn.functional.silu,
+    "quick_gelu": lambda torch: lambda x: x * torch.sigmoid(1.702 * x),
+    "tanh": lambda torch: torch.tanh,
+}
+"""PyTorch's spellings of the activations."""
+
 
 @hookimpl
 def register_activations(register: Register) -> None:
     """Register the activations of the MLP, each with its backward."""
     for entry in ACTIVATIONS.entries():
         if entry.plugin == BUILTIN:
-            register(entry.name, *entry.value, **entry.details)
+            register(entry.name, *entry.value, torch=TWINS.get(entry.name))
 
 
 @hookimpl
 def register_optimizers(register: Register) -> None:
     """Register the optimizers."""
-    register("sgd", optim.SGD)
-    register("adam", optim.Adam)
-    register("adamw", optim.AdamW)
+    register("sgd", optim.SGD, torch=lambda torch, params, lr: torch.optim.SGD(params, lr=lr))
+    register("adam", optim.Adam, torch=lambda torch, params, lr: torch.optim.Adam(params, lr=lr))
+    register("adamw", optim.AdamW, torch=lambda torch, params, lr: torch.optim.AdamW(params, lr=lr))
     register("lamb", optim.LAMB)
     register("lion", optim.Lion)
 
@@ -45,13 +58,17 @@ def register_schedules(register: Register) -> None:
     register("cosine", optim.Cosine)
     register("linear", optim.Linear)
     register("rsqrt", optim.Rsqrt)
-    register("step", optim.Step)
+    register("step", optim.Step, example={"milestones": (30, 60)})
 
 
 @hookimpl
 def register_losses(register: Register) -> None:
     """Register the losses."""
-    register("softmax_cross_entropy", ops.softmax_cross_entropy)
+    register(
+        "softmax_cross_entropy",
+        ops.softmax_cross_entropy,
+        torch=lambda torch: torch.nn.functional.cross_entropy,
+    )
     register("sigmoid_bce", ops.sigmoid_bce)
     register("mean_squared_error", ops.mean_squared_error)
 
@@ -71,9 +88,9 @@ def register_datasets(register: Register) -> None:
 @hookimpl
 def register_transforms(register: Register) -> None:
     """Register the augmentations."""
-    register("crop", RandomCrop)
+    register("crop", RandomCrop, example={"padding": 2})
     register("flip", HorizontalFlip)
-    register("affine", RandomAffine)
+    register("affine", RandomAffine, example={"degrees": 10.0, "translate": 0.1})
 
 
 @hookimpl

@@ -53,10 +53,11 @@ def register_schedules(register: Register) -> Any:
 
 @hookspec
 def register_losses(register: Register) -> Any:
-    """Register losses: ``register("focal", focal, torch=None)``.
+    """Register losses: ``register("focal", focal, torch=None, labels="classes")``.
 
     ``focal(logits, labels, *, xp) -> (loss, dlogits)``, the mean over the batch and its gradient.
-    Used as ``--set train.loss=focal``.
+    ``labels`` says what the kit tries it with: class indices, ``"targets"``, a number for each
+    class, or ``"both"``. Used as ``--set train.loss=focal``.
     """
 
 
