@@ -123,7 +123,9 @@ def wrong_direction(imports: list[Import]) -> list[str]:
         left, right = part(one.importer), part(one.imported)
         if not is_own(one.imported) or left == right != "" or left in OUTSIDE:
             continue
-        if right == "testing" and left == "cli" and (one.lazy or one.typing):  # vitkit plugins check
+        if (
+            right == "testing" and left == "cli" and (one.lazy or one.typing)
+        ):  # vitkit plugins check
             continue
         if right in ("", "testing"):
             problems.append(f"{one}: nothing imports the package root or testing")

@@ -13,8 +13,8 @@ from vitkit.ops import Op
 
 NAMES = {
     "vitkit": """
-        BackendError CheckpointError ConfigError DataError Trainer ViT ViTConfig VitkitError
-        __version__ data nn ops optim testing
+        BackendError CheckpointError ConfigError DataError PluginError Trainer ViT ViTConfig
+        VitkitError __version__ data hookimpl nn ops optim plugins testing
     """,
     "vitkit.ops": """
         Op reference_only
@@ -29,8 +29,10 @@ NAMES = {
     """,
     "vitkit.nn": """
         ACTIVATIONS Activation ActivationPair Attention Block Checkpoint Context DropPath Dropout
-        FirstToken LayerNorm Linear MLP MeanToken Module Parameter PatchEmbed PatchProjection unwrap
+        FirstToken LAYERS LayerNorm Linear MLP MeanToken Module Parameter PatchEmbed PatchProjection
+        unwrap
     """,
+    "vitkit.models": "MODELS VARIANTS ViT ViTConfig",
     "vitkit.optim": """
         Adam AdamW Constant Cosine EMA LAMB Linear Lion Optimizer Rsqrt SGD Schedule Step
         clip_global_norm
@@ -40,7 +42,11 @@ NAMES = {
         SOURCES Splits Subset Transform channel_statistics check_arrays cifar10 cifar100 data_dir
         digits fashion_mnist find folder mnist npz order prepare read_idx read_image split verify
     """,
-    "vitkit.testing": "assert_close directional_derivative_error",
+    "vitkit.testing": """
+        Check ConformanceError Skip assert_close check_activation check_callback check_command
+        check_dataset check_kernel check_layer check_loss check_model check_op check_optimizer
+        check_schedule check_transform directional_derivative_error gradient_error
+    """,
 }
 
 

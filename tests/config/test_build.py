@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,9 @@ def test_a_wrong_place_is_named(known: Registries, overrides: list[str], message
     assert caught.value.problems[0].startswith(message)
 
 
-def test_a_data_set_gets_what_it_takes(data: Splits) -> None:
+def test_a_data_set_gets_what_it_takes(
+    data: Splits, with_plugin: Callable[[object], Registries]
+) -> None:
     got: list[tuple[Any, ...]] = []
 
     def sized(root: str, image_size: int = 224, *, seed: int = 0) -> Splits:
@@ -237,7 +240,7 @@ def test_a_data_set_gets_what_it_takes(data: Splits) -> None:
         got.append((*args, settings))
         return data
 
-    known = registries(Zoo())
+    known = with_plugin(Zoo())
     for overrides in (
         ["data.name=sized", "data.path=/x", "seed=7"],
         ["data.name=sized", "data.path=/x", "model.image_size=32"],

@@ -384,6 +384,7 @@ TABLES = st.fixed_dictionaries(
             "patch_size": optional(SIZES),
             "dim": optional(POSITIVE),
             "activation": optional(WORDS),
+            "mlp": optional(WORDS),
             "dropout": optional(BELOW_ONE),
             "gradient_checkpointing": st.booleans(),
         }),
@@ -401,6 +402,7 @@ TABLES = st.fixed_dictionaries(
             "loss": SPECS,
             "patience": optional(POSITIVE),
             "max_time": optional(st.floats(0, 1e9, exclude_min=True)),
+            "callbacks": st.lists(SPECS, max_size=2),
         }),
     },
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -197,26 +198,33 @@ def test_nothing_is_allocated(known: Registries, monkeypatch: pytest.MonkeyPatch
     assert "do not divide" in problems[0]
 
 
-def test_a_loss_that_does_not_smooth_is_not_asked_to() -> None:
+def test_a_loss_that_does_not_smooth_is_not_asked_to(
+    with_plugin: Callable[[object], Registries],
+) -> None:
     class Zoo:
         @hookimpl
         def register_losses(self, register: Any) -> None:
             register("focal", lambda logits, labels, gamma=2.0, *, xp: None)
 
-    known = registries(Zoo())
+    known = with_plugin(Zoo())
     assert found(known, "train.loss=focal(gamma=1.0)") == []
     assert found(known, "train.loss=focal", "train.label_smoothing=0.1") == [
         "train.label_smoothing: got 0.1, expected 0, since focal takes none."
     ]
 
 
-def test_a_component_that_takes_anything_is_given_anything() -> None:
+def test_a_component_that_takes_anything_is_given_anything(
+    with_plugin: Callable[[object], Registries],
+) -> None:
     class Zoo:
         @hookimpl
         def register_schedules(self, register: Any) -> None:
             register("free", lambda **settings: settings["lr"])
 
-    assert found(registries(Zoo()), "schedule=free(own=1)") == []
+    assert found(with_plugin(Zoo()), "schedule=free(own=1)") == []
+    assert found(registries(), "schedule=free(total_steps=1)") == [
+        "schedule: total_steps of free is set by train.epochs."
+    ]
 
 
 def test_defaults_have_problems_only_where_there_is_no_data() -> None:

@@ -14,7 +14,6 @@ from filelock import FileLock
 
 import vitkit.checkpoint.files as files
 from vitkit._version import __version__
-from vitkit.backend import philox
 from vitkit.backend.cuda import CudaStatus
 from vitkit.config.load import load
 from vitkit.config.prepare import further_problems
@@ -22,34 +21,10 @@ from vitkit.config.run import RunConfig
 from vitkit.config.runner import folder_name, run
 from vitkit.data.npz import npz
 from vitkit.errors import CheckpointError, ConfigError, DataError
-from vitkit.plugins import builtin
+from vitkit.plugins import hookimpl
 from vitkit.train import TrainState, environment, plots
 from vitkit.train.callbacks import Callback
 from vitkit.train.restore import find_checkpoint
-
-SETTINGS = """
-[model]
-variant = "Ti/4"
-dim = 16
-depth = 2
-num_heads = 2
-mlp_dim = 32
-dropout = 0.1
-drop_path = 0.2
-
-[data]
-name = "npz"
-val_fraction = 0.25
-augment = ["crop(padding=1)"]
-
-[train]
-epochs = 2
-batch_size = 4
-grad_accum = 2
-lr = 0.01
-ema_decay = 0.9
-log_every = 2
-"""  # 36 images to train on, 27 after validation's: 7 batches, the last of 3; 4 steps an epoch
 
 
 class Silent(Callback):
@@ -85,26 +60,6 @@ class Silent(Callback):
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes ten times as long as these runs."""
     monkeypatch.setattr(plots, "available", lambda: False)
-
-
-@pytest.fixture
-def configure(tmp_path: Path) -> Callable[..., RunConfig]:
-    """Return a function that gives the configuration of a small run, with overrides."""
-    rng = philox(0, "images of a run")
-    labels = {"train": np.arange(36) % 3, "test": np.arange(9) % 3}
-    arrays = {}
-    for part, y in labels.items():
-        noise = rng.integers(0, 60, (len(y), 8, 8, 1))
-        arrays[f"x_{part}"] = (y[:, None, None, None] * 80 + noise).astype(np.uint8)
-        arrays[f"y_{part}"] = y
-    np.savez(tmp_path / "images.npz", **arrays)
-    (tmp_path / "run.toml").write_text(SETTINGS)
-
-    def configure(*overrides: str, file: Path | None = None) -> RunConfig:
-        place = {"data.path": str(tmp_path / "images.npz")}
-        return load([file or tmp_path / "run.toml"], overrides, place, environ={})
-
-    return configure
 
 
 def arrays_of(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -369,15 +324,20 @@ def test_a_run_that_was_stored_before_a_component_had_more_arguments_can_be_resu
 
 
 def test_notes_on_the_data_are_in_the_summary(
-    tmp_path: Path, configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, configure: Callable[..., RunConfig], with_plugin: Callable[[object], Any]
 ) -> None:
     def noted(path: str) -> Any:
         data = npz(path)
         data.train.note, data.test.note = "a part", "another"
         return data
 
-    monkeypatch.setattr(builtin, "npz", noted)
-    summary = run(configure(), tmp_path / "run", Silent())
+    class Zoo:
+        @hookimpl
+        def register_datasets(self, register: Any) -> None:
+            register("noted", noted)
+
+    with_plugin(Zoo())
+    summary = run(configure("data.name=noted"), tmp_path / "run", Silent())
     assert (summary["train_note"], summary["note"]) == ("a part", "another")
 
 

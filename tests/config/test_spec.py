@@ -11,7 +11,7 @@ from hypothesis import example, given
 
 from vitkit.config.spec import LONGEST, Spec, as_spec, parse_spec, shown
 from vitkit.errors import ConfigError
-from vitkit.plugins.registry import is_name
+from vitkit.registry import is_name
 
 SCALARS = (
     st.none()

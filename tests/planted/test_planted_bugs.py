@@ -162,8 +162,8 @@ PLANTS = (
     plant(
         "gelu is its tanh form",
         "nn/activation.py",
-        '"gelu": ActivationPair(ops.gelu, ops.gelu_backward)',
-        '"gelu": ActivationPair(ops.gelu_tanh, ops.gelu_tanh_backward)',
+        '"gelu", ops.gelu, ops.gelu_backward',
+        '"gelu", ops.gelu_tanh, ops.gelu_tanh_backward',
         f"{LAYERS}::test_mlp",
     ),
     plant(

@@ -28,6 +28,7 @@ KNOWN = {
     "layers": {"mlp", "layer_norm", "attention"},
     "transforms": {"crop", "flip", "affine"},
     "models": {"Ti", "S", "B", "L", "H"},
+    "callbacks": {"early_stopping"},
 }
 
 
@@ -238,6 +239,10 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "a model of unknown options": (
         {"register_models": lambda r: r("Mu", dim=8, depth=1, num_heads=2, colour=3)},
         r"colour= is not an option of ViT",
+    ),
+    "a model with a patch size": (
+        {"register_models": lambda r: r("Mu", dim=8, depth=1, num_heads=2, patch_size=4)},
+        r"patch_size= is not an option of ViT that a size can have",
     ),
     "a kernel of no operation": (
         {"register_kernels": lambda r: r("layernorm", abs)},

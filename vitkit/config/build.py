@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run: the one place where names become things.
+"""From a configuration to the objects of a run; callbacks are made when their run begins.
 
 What allocates nothing (:func:`model_config`, :func:`components`) is called by
 :mod:`vitkit.config.preflight` too, so what it lets through can be built.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+from vitkit.config.named import entry_of, made_by_name, parameters_of
 from vitkit.config.run import RunConfig
 from vitkit.config.spec import Spec, shown
 from vitkit.data.dataset import Dataset, Splits, split
@@ -21,17 +22,9 @@ from vitkit.data.transforms import Transform
 from vitkit.errors import ConfigError
 from vitkit.models import ViT, ViTConfig
 from vitkit.optim import Optimizer
-from vitkit.plugins import Registries, Registry
-from vitkit.plugins.registry import did_you_mean
+from vitkit.plugins import Registries
+from vitkit.registry import Registry
 
-SET_ELSEWHERE = {
-    "label_smoothing": "train.label_smoothing",
-    "lr": "train.lr",
-    "total_steps": "train.epochs",
-    "warmup_steps": "train.warmup_epochs",
-    "weight_decay": "train.weight_decay",
-}
-"""Arguments of components that are settings of their own."""
 ENDLESS = 10**9
 """Steps of a run whose length is not known yet."""
 
@@ -267,7 +260,7 @@ def components(
 
     def made(where: str, registry: Registry, spec: Spec, **settings: Any) -> Any:
         try:
-            return _made(where, registry, spec, settings)
+            return made_by_name(where, registry, spec, settings)
         except ConfigError as error:
             problems.extend(error.problems)
 
@@ -294,72 +287,3 @@ def components(
     if problems:
         raise ConfigError(problems)
     return optimizer, schedule, loss, tuple(transforms)
-
-
-def _made(where: str, registry: Registry, spec: Spec, settings: Mapping[str, Any]) -> Any:
-    """Call what a spec names with its arguments and the settings that it takes.
-
-    A loss is called later, with the logits, so it is only given its arguments.
-    """
-    entry = entry_of(where, registry, spec.name)
-    later = {"logits", "labels", "xp"} if registry.kind == "loss" else set()
-    parameters = parameters_of(entry)
-    if parameters is not None:
-        problems = _misnamed(where, spec, set(parameters) - later, settings)
-        problems += [
-            f"{where}: {spec.name} needs {name}; write {spec.name}({name}=...)."
-            for name, parameter in parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind is not parameter.VAR_POSITIONAL
-            and name not in {*spec.kwargs, *settings, *later}
-        ]
-        if problems:
-            raise ConfigError(problems)
-    given = {
-        name: value
-        for name, value in settings.items()
-        if value is not None and (parameters is None or name in parameters)
-    }
-    bound = partial(entry, **given, **spec.kwargs)
-    try:
-        return bound if later else bound()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {spec.name}: {' '.join(str(error).split())}") from error
-
-
-def _misnamed(where: str, spec: Spec, taken: set[str], settings: Mapping[str, Any]) -> list[str]:
-    """Return a line for each argument of a spec that its component does not take from there."""
-    own = sorted(taken - set(settings))
-    problems = []
-    for name in spec.kwargs:
-        if name in settings:
-            problems.append(f"{where}: {name} of {spec.name} is set by {SET_ELSEWHERE[name]}.")
-        elif name not in taken:
-            problems.append(
-                f"{where}: {spec.name} has no argument {name!r}{did_you_mean(name, own)} "
-                f"It takes: {', '.join(own) or 'none'}."
-            )
-    smoothing = settings.get("label_smoothing")
-    if smoothing and "label_smoothing" not in taken:
-        problems.append(
-            f"train.label_smoothing: got {smoothing}, expected 0, since {spec.name} takes none."
-        )
-    return problems
-
-
-def entry_of(where: str, registry: Registry, name: str) -> Any:
-    """Return what ``name`` stands for; that it stands for nothing is a problem of ``where``."""
-    try:
-        return registry[name]
-    except ConfigError as error:
-        raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from None
-
-
-def parameters_of(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
-    """Return what a component takes, or None where it takes anything or does not say."""
-    try:
-        parameters = inspect.signature(entry).parameters
-    except (TypeError, ValueError):
-        return None
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    return None if takes_any else parameters

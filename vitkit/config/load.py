@@ -22,7 +22,7 @@ from vitkit.config.problems import SECTIONS, problem
 from vitkit.config.run import KEPT_IN_TRAIN, NONE, RunConfig, settle
 from vitkit.config.spec import as_spec, shown
 from vitkit.errors import ConfigError
-from vitkit.plugins.registry import did_you_mean
+from vitkit.registry import did_you_mean
 
 ENVIRONMENT = {"VITKIT_BACKEND": "backend", "VITKIT_DTYPE": "dtype", "VITKIT_SEED": "seed"}
 """The variables that stand for settings; empty ones are ignored."""

@@ -6,11 +6,12 @@ import math
 
 from vitkit.backend.modules import ALIASES, NAMES
 from vitkit.config.build import components, model_config
+from vitkit.config.callbacks import callback_problems
 from vitkit.config.run import RunConfig
 from vitkit.config.spec import shown
 from vitkit.errors import ConfigError
 from vitkit.plugins import Registries
-from vitkit.plugins.registry import did_you_mean
+from vitkit.registry import did_you_mean
 
 ANY_SHAPE = (3, 224, 224)
 """What stands for a data set that has not been read; no patch size is judged by it."""
@@ -66,7 +67,7 @@ def preflight(
         components(config, registries, num_train or None)
     except ConfigError as error:
         problems += error.problems
-    return problems
+    return problems + callback_problems(config, registries)
 
 
 def _settings(config: RunConfig, registries: Registries) -> list[str]:

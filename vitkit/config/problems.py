@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from vitkit.config.run import RunConfig
 from vitkit.config.spec import shown
 from vitkit.errors import nearest
-from vitkit.plugins.registry import did_you_mean
+from vitkit.registry import did_you_mean
 
 SECTIONS: dict[str, type[BaseModel]] = {
     name: field.annotation

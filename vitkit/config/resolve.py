@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitkit.config.build import SET_ELSEWHERE, Parts, entry_of, parameters_of
+from vitkit.config.build import Parts
+from vitkit.config.named import SET_ELSEWHERE, entry_of, parameters_of
 from vitkit.config.run import RunConfig
 from vitkit.config.spec import Spec, storable
-from vitkit.plugins import Registries, Registry
+from vitkit.models import ViTConfig
+from vitkit.nn.layers import PARTS
+from vitkit.plugins import Registries
+from vitkit.registry import Registry
 
 
 def resolved(config: RunConfig, parts: Parts, registries: Registries) -> RunConfig:
@@ -77,4 +81,17 @@ def spelled_out(config: RunConfig, registries: Registries) -> RunConfig:
         whole(f"data.augment[{index}]", registries.transforms, spec)
         for index, spec in enumerate(config.data.augment)
     ]
+    table["train"]["callbacks"] = [
+        whole(f"train.callbacks[{index}]", registries.callbacks, spec)
+        for index, spec in enumerate(config.train.callbacks)
+    ]
+    return RunConfig.model_validate(table)
+
+
+def with_layers(stored: RunConfig) -> RunConfig:
+    """Return a run's stored configuration with the layers that runs had before they had names."""
+    table = stored.model_dump()
+    for part in PARTS:
+        if table["model"][part] is None:
+            table["model"][part] = getattr(ViTConfig, part)
     return RunConfig.model_validate(table)

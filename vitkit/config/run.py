@@ -105,6 +105,9 @@ class ModelConfig(_Section):
     num_heads: PositiveInt | None = None
     mlp_dim: PositiveInt | None = None
     activation: str | None = None
+    mlp: str | None = None
+    norm: str | None = None
+    attention: str | None = None
     pool: str | None = None
     layer_norm_eps: PositiveFloat | None = None
     dropout: Fraction | None = None
@@ -129,7 +132,8 @@ class TrainConfig(_Section):
 
     Intervals are in epochs (``eval_every``) and steps (``log_every``), ``patience`` in
     evaluations, ``max_time`` in seconds. With None, ``lr`` and ``weight_decay`` are the
-    optimizer's own defaults, and ``warmup_epochs`` is a tenth of the epochs.
+    optimizer's own defaults, and ``warmup_epochs`` is a tenth of the epochs. ``callbacks`` are
+    called in their order, after an epoch's numbers are known and before its checkpoint is written.
     """
 
     epochs: PositiveInt = 100
@@ -149,6 +153,7 @@ class TrainConfig(_Section):
     monitor: Literal["val_loss", "val_accuracy", "train_loss"] = "val_loss"
     mode: Literal["min", "max"] = "min"
     max_time: Seconds | None = None
+    callbacks: SpecList = ()
 
 
 class RunConfig(_Section):

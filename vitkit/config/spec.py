@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitkit.errors import ConfigError
-from vitkit.plugins.registry import is_name
+from vitkit.registry import is_name
 
 LONGEST = 1000
 """Characters a spec may have; deeply nested text would exhaust the parser."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from vitkit.errors import ConfigError, suggestion
@@ -106,6 +106,34 @@ class ViTConfig:
         for name in ("image_size", "patch_size"):
             values[name] = _size(values[name])
         return cls(variant=variant, **values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ViTConfig:
+        """Return what ``to_dict`` wrote, here or in an older version.
+
+        All sizes are in it, so the variant is only what it is called, and may be that of a plugin
+        that is not installed.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown or missing, or a value cannot be.
+        """
+        known = {field.name: field for field in fields(cls)}
+        problems = [
+            f"{name}: not an option of ViT{suggestion(name, known)}"
+            for name in values
+            if name not in known
+        ]
+        problems += [
+            f"{name}: is missing"
+            for name, field in known.items()
+            if field.default is MISSING and name not in values
+        ]
+        if problems:
+            raise ConfigError(problems)
+        sizes = {name: _size(values[name]) for name in ("image_size", "patch_size")}
+        return cls(**{**values, **sizes})
 
     @property
     def grid(self) -> Size:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypedDict
 
-from vitkit.errors import ConfigError, suggestion
+from vitkit.errors import ConfigError, nearest
 from vitkit.registry import BUILTIN, Registry
 
 Size = tuple[int, int]
@@ -82,12 +83,10 @@ def parse_variant(variant: str) -> tuple[int, dict[str, Any]]:
         what none can.
     """
     size, _, patch = str(variant).partition("/")
-    is_side = patch.isdecimal() and int(patch) > 0
-    if size not in MODELS or not is_side:
-        near = [*VARIANTS, *(f"{name}/{patch if is_side else 16}" for name in MODELS)]
+    if size not in MODELS or not patch.isdecimal() or int(patch) == 0:
         raise ConfigError(
             f"variant: got {variant!r}; expected a size ({', '.join(MODELS)}), a slash and a patch "
-            f"side, such as {', '.join(VARIANTS)}{suggestion(variant, near)}"
+            f"side, such as {', '.join(VARIANTS)}{_hint(str(variant))}"
         )
     options = dict(MODELS[size])
     wrong = [f"has {name}" for name in options if name not in OPTIONS_OF_A_SIZE]
@@ -99,3 +98,10 @@ def parse_variant(variant: str) -> tuple[int, dict[str, Any]]:
         )
     dim = options["dim"]
     return int(patch), {"mlp_dim": 4 * dim if isinstance(dim, int) else dim, **options}
+
+
+def _hint(variant: str) -> str:
+    """Return a suggestion for an unknown variant: the nearest size, and the patch as it came."""
+    near = nearest(variant.partition("/")[0].rstrip("0123456789"), MODELS)
+    side = re.search(r"[1-9][0-9]*$", variant)
+    return f"; did you mean '{near}/{side[0] if side else 16}'?" if near else ""

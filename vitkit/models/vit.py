@@ -109,9 +109,10 @@ class ViT(Module):
         **options: Unpack[Options],
     ) -> None:
         if isinstance(variant, ViTConfig):
-            variant, options = variant.variant, {**variant.to_dict(), **options}  # type: ignore
-            options.pop("variant")  # type: ignore[typeddict-item]
-        self.config = c = ViTConfig.of(variant, **options)
+            c = ViTConfig.from_dict({**variant.to_dict(), **options})
+        else:
+            c = ViTConfig.of(variant, **options)
+        self.config = c
         scheme = SCHEMES[c.init]
         has_cls = c.pool == "cls"
         self.cls_token = (

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from vitkit import ops
 from vitkit.errors import suggestion
-from vitkit.models.config import ViTConfig
+from vitkit.models.sizes import OPTIONS_OF_A_SIZE, REQUIRED
+from vitkit.nn.layers import PARTS
 from vitkit.nn.module import Module
 from vitkit.ops import Op
 from vitkit.optim import Optimizer
@@ -34,7 +34,6 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "commands": (),
 }
 """The keywords that ``register`` takes after the objects, by kind."""
-PARTS = ("mlp", "norm", "attention")
 WRITTEN = {
     "activations": "register(name, function, backward)",
     "models": "register(name, dim=..., depth=..., num_heads=...)",
@@ -114,14 +113,14 @@ def _loss(objects: tuple[Any, ...], details: Mapping[str, Any]) -> str | None:
 
 
 def _model(objects: tuple[Any, ...], details: Mapping[str, Any]) -> str | None:
-    known = {field.name for field in fields(ViTConfig)} - {"variant"}
     options = objects[0]
     if not isinstance(options, dict):
         return f"got {options!r}; write {WRITTEN['models']}"
     for name in options:
-        if name not in known:
-            return f"{name}= is not an option of ViT{suggestion(name, known)}"
-    missing = [name for name in ("dim", "depth", "num_heads") if name not in options]
+        if name not in OPTIONS_OF_A_SIZE:
+            near = suggestion(name, OPTIONS_OF_A_SIZE)
+            return f"{name}= is not an option of ViT that a size can have{near}"
+    missing = [name for name in REQUIRED if name not in options]
     return f"{', '.join(missing)} must be given" if missing else None
 
 

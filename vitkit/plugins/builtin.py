@@ -1,6 +1,6 @@
 """What ships with vitkit, registered through the same hooks that plugins use.
 
-This is the only module that names all built-ins; the commands are named by :mod:`vitkit.cli`.
+This is the only module that names all built-ins; the commands are named in ``vitkit.cli``.
 Kernels that ship are not here: they load with the first model placed on their array module, since
 compiling or even importing them takes time, and a plugin's are asked before them.
 """
@@ -21,6 +21,7 @@ from vitkit.models import MODELS
 from vitkit.nn import ACTIVATIONS, LAYERS
 from vitkit.plugins.hookspecs import Register, hookimpl
 from vitkit.registry import BUILTIN
+from vitkit.train.callbacks import EarlyStopping
 
 TWINS: dict[str, Callable[[Any], Any]] = {
     "gelu": lambda torch: torch.nn.functional.gelu,
@@ -91,6 +92,12 @@ def register_transforms(register: Register) -> None:
     register("crop", RandomCrop, example={"padding": 2})
     register("flip", HorizontalFlip)
     register("affine", RandomAffine, example={"degrees": 10.0, "translate": 0.1})
+
+
+@hookimpl
+def register_callbacks(register: Register) -> None:
+    """Register the callback that a configuration may name; the others have settings."""
+    register("early_stopping", EarlyStopping)
 
 
 @hookimpl
