@@ -81,12 +81,15 @@ class Activation(Module):
         return dx
 
     def _refuse(self, function: Callable[..., Array], came: Any, given: str) -> None:
+        module = getattr(function, "__module__", None) or "?"
         name = getattr(function, "__qualname__", repr(function))
-        raise ValueError(
-            f"{self.label}: {getattr(function, '__module__', '?')}.{name} returned {_shown(came)} "
-            f"for {given}; an activation keeps shape and dtype, and so does its gradient. "
-            "vitkit.testing.check_activation shows where it does not."
+        error = ValueError(
+            f"{self.label}: {module}.{name} returned {_shown(came)} for {given}; an activation "
+            "keeps shape and dtype, and so does its gradient. vitkit.testing.check_activation "
+            "shows where it does not."
         )
+        error.culprit = module  # type: ignore[attr-defined]  # what the traceback does not show
+        raise error
 
 
 def _alike(result: Any, x: Array) -> bool:

@@ -130,18 +130,22 @@ class Plugins:
     def who(self, error: BaseException) -> Plugin | None:
         """Return the plugin whose code an error comes from, the innermost, or None.
 
-        An error that vitkit raises about what a plugin's function returned names the function
-        itself.
+        Vitkit's own error about what a plugin's function returned has the function's module as
+        its ``culprit``.
         """
-        found = None
+        found = self._owner(getattr(error, "culprit", ""))
         trace = error.__traceback__
         while trace is not None:
-            module = trace.tb_frame.f_globals.get("__name__", "")
-            for record in self.loaded.values():
-                if record.name != BUILTIN and record.owns(module):
-                    found = record
+            found = self._owner(trace.tb_frame.f_globals.get("__name__", "")) or found
             trace = trace.tb_next
         return found
+
+    def _owner(self, module: str) -> Plugin | None:
+        """Return the plugin that a module is part of."""
+        for record in self.loaded.values():
+            if record.source != "built in" and record.owns(module):
+                return record
+        return None
 
     def _registrations(self, plugin: object, record: Plugin) -> list[Registration]:
         """Call the hooks of one plugin only, and return what it registers, checked."""
