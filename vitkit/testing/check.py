@@ -10,6 +10,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+
+KIT = Path(__file__).parent
 
 
 class Skip(Exception):
@@ -81,11 +85,10 @@ def outcome_of(check: Check) -> Outcome:
 
 
 def where(error: BaseException) -> str:
-    """Return the innermost place of an error, as ``" (file.py, line 3)"``."""
+    """Return the innermost place of an error outside the kit, as ``" (file.py, line 3)"``."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ""
-    return f" ({frames[-1].filename.rpartition('/')[2]}, line {frames[-1].lineno})"
+    theirs = [frame for frame in frames if Path(frame.filename).parent != KIT] or frames
+    return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
 
 
 def run_checks(what: str, checks: Iterable[Check]) -> list[Outcome]:
