@@ -7,7 +7,7 @@ multiplied by a learned number that starts small.
 import numpy as np
 
 from vitkit.nn import Context, Module, Parameter
-from vitkit.testing import directional_derivative_error
+from vitkit.testing import check_layer, directional_derivative_error
 
 
 class LayerScale(Module):
@@ -20,6 +20,7 @@ class LayerScale(Module):
 
     def forward(self, x, ctx):
         """Return y, and keep x for backward."""
+        self.expect_width(x, self.gamma.shape[0])
         ctx.push(self, x)
         return x * self.gamma.value
 
@@ -42,6 +43,7 @@ def main() -> float:
         lambda *_: (layer(x) * dy).sum(), [x, layer.gamma.value], [dx, layer.gamma.grad]
     )
     print(f"relative error of the gradient: {error:.1e}")
+    check_layer(lambda xp=None: LayerScale(8, start=0.5, xp=xp), (5, 8))  # and all else there is
     return error
 
 

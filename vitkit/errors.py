@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+Raised = TypeVar("Raised", bound=BaseException)
 
 
 class VitkitError(Exception):
@@ -34,6 +37,16 @@ class ConfigError(VitkitError, ValueError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def blaming(error: Raised, culprit: object) -> Raised:
+    """Return an error about what ``culprit`` returned, so that the plugin it is from is named.
+
+    Where a plugin's own code raises, the traceback says so; where vitkit refuses what that code
+    returned, nothing else does.
+    """
+    error.__dict__["culprit"] = culprit
+    return error
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:

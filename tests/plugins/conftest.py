@@ -34,6 +34,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(discovery, "_plugins", [])
     monkeypatch.setattr(discovery, "_said", [])
+    monkeypatch.setattr(discovery, "_shipped", [])
     monkeypatch.setattr(registry, "_looked", [])
     yield
     for plugins in discovery._plugins:

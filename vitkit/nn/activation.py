@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from vitkit import ops
 from vitkit.backend import Array, ArrayModule
+from vitkit.errors import blaming
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
 from vitkit.registry import BUILTIN, Registry
@@ -83,13 +84,12 @@ class Activation(Module):
     def _refuse(self, function: Callable[..., Array], came: Any, given: str) -> None:
         module = getattr(function, "__module__", None) or "?"
         name = getattr(function, "__qualname__", repr(function))
-        error = ValueError(
+        problem = (
             f"{self.label}: {module}.{name} returned {_shown(came)} for {given}; an activation "
             "keeps shape and dtype, and so does its gradient. vitkit.testing.check_activation "
             "shows where it does not."
         )
-        error.culprit = module  # type: ignore[attr-defined]  # what the traceback does not show
-        raise error
+        raise blaming(ValueError(problem), function)
 
 
 def _alike(result: Any, x: Array) -> bool:

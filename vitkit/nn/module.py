@@ -192,7 +192,7 @@ class Module:
             owner[int(last)] = layer
         else:
             setattr(owner, last, layer)
-        kept = {n: to_numpy(p.value) for n, p in self.named_parameters() if p.value is not None}
+        kept = {n: to_numpy(p.value) for n, p in self.named_parameters() if p.group}
         self.place(self.xp, seed=seed, dtype=dtype)
         self.load_state_dict(kept, strict=False)
 

@@ -26,20 +26,35 @@ class Parameter:
 
     Attributes
     ----------
-    value, grad : array or None
-        The array and its gradient, views of flat buffers, or None before placing.
+    value, grad : array
+        The array and its gradient, views of flat buffers.
     name : str
         The dotted name in the model it is part of.
+
+    Raises
+    ------
+    RuntimeError
+        If value or gradient is asked for before a model or layer has been placed.
     """
+
+    value: Array
+    grad: Array
 
     def __init__(self, shape: tuple[int, ...], init: Initializer, *, decay: bool = True) -> None:
         self.shape = tuple(shape)
         self.init = init
         self.decay = decay
         self.name = ""
-        self.value: Array = None
-        self.grad: Array = None
         self.group: FlatGroup | None = None  # whose buffers they are views of
+
+    def __getattr__(self, name: str) -> Array:
+        """Be asked for what is not there: the arrays, before placing."""
+        if name not in ("value", "grad"):
+            raise AttributeError(f"a Parameter has no attribute {name!r}")
+        raise RuntimeError(
+            f"Parameter {self.name or self.shape} has no arrays yet: pass xp= when making the "
+            "layer, or call place(xp) on the model it is part of."
+        )
 
     @property
     def size(self) -> int:
@@ -64,5 +79,5 @@ class Parameter:
         return Parameter(self.shape, self.init, decay=self.decay)
 
     def __repr__(self) -> str:
-        dtype = "not placed" if self.value is None else self.value.dtype
+        dtype = self.value.dtype if self.group else "not placed"
         return f"Parameter({self.name or 'unnamed'}, {self.shape}, {dtype})"

@@ -26,7 +26,7 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "schedules": ("example",),
     "losses": ("torch", "labels"),
     "datasets": ("prepare", "title", "example"),
-    "layers": ("part", "example", "shape", "torch"),
+    "layers": ("part", "example", "shape", "torch", "batched"),
     "transforms": ("example",),
     "callbacks": ("example",),
     "models": (),

@@ -80,7 +80,8 @@ def register_layers(register: Register) -> Any:
     in every block, made with the arguments of :class:`vitkit.nn.MLP`,
     :class:`vitkit.nn.LayerNorm` or :class:`vitkit.nn.Attention`, and is used as
     ``ViT(mlp="swiglu")``. Of other layers ``example`` says how the kit makes one, and ``shape``
-    what one sample of its input looks like. ``torch`` is a twin, as for activations.
+    what one sample of its input looks like; ``batched=False`` that it mixes the samples of a
+    batch on purpose. ``torch`` is a twin, as for activations.
     """
 
 

@@ -130,10 +130,10 @@ class Plugins:
     def who(self, error: BaseException) -> Plugin | None:
         """Return the plugin whose code an error comes from, the innermost, or None.
 
-        Vitkit's own error about what a plugin's function returned has the function's module as
-        its ``culprit``.
+        Vitkit's own error about what a plugin's object returned has the object as its
+        ``culprit``, see :func:`vitkit.errors.blaming`.
         """
-        found = self._owner(getattr(error, "culprit", ""))
+        found = self._owner(getattr(getattr(error, "culprit", None), "__module__", ""))
         trace = error.__traceback__
         while trace is not None:
             found = self._owner(trace.tb_frame.f_globals.get("__name__", "")) or found

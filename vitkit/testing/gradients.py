@@ -88,6 +88,40 @@ def directional_derivative_error(
     return error / size if size else error
 
 
+def gradient_error(
+    function: Callable[..., Array],
+    arrays: Sequence[Array],
+    gradients: Sequence[Array],
+    *,
+    xp: ArrayModule = np,
+) -> float:
+    """Return the smallest :func:`directional_derivative_error` along three directions.
+
+    A wrong gradient is wrong along each of them, while a right one may look wrong along one: where
+    the derivative nearly vanishes along it, rounding is large beside what is left.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(*arrays)`` returns a scalar; the arrays are changed in place and put back.
+    arrays : sequence of array, float64
+        Where the derivative is taken.
+    gradients : sequence of array
+        The gradient to check, one for each array and of its shape.
+    xp : module, default numpy
+        The array module of ``arrays``.
+
+    Returns
+    -------
+    float
+        The relative error; below 1e-6 for a right gradient, of the order of 1 for a wrong one.
+    """
+    return min(
+        directional_derivative_error(function, arrays, gradients, seed=seed, xp=xp)
+        for seed in range(3)
+    )
+
+
 def assert_close(actual: Array, expected: Array, *, reduction: int = 1) -> None:
     """Assert that two arrays agree to the precision that the dtype of ``actual`` allows.
 
@@ -113,26 +147,35 @@ def assert_close(actual: Array, expected: Array, *, reduction: int = 1) -> None:
     """
     got, want = to_numpy(actual), to_numpy(expected)
     assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"  # noqa: S101
-    if got.dtype.kind in "biu":
-        rtol = 0.0
-    elif got.dtype in RTOL:
-        rtol = RTOL[got.dtype] * (math.sqrt(reduction) if got.dtype == np.float32 else 1.0)
-    else:
-        raise TypeError(f"assert_close knows float32, float64 and integers; got {got.dtype}.")
+    error, allowed = errors(got, want, reduction)
     if got.size == 0:
         return
-    a, b = got.astype(np.float64), want.astype(np.float64)
-    comparable = np.isfinite(a) & np.isfinite(b)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    error = np.where(same, 0.0, np.inf)
-    np.subtract(a, b, out=error, where=comparable)
-    np.abs(error, out=error)
-    allowed = rtol * np.abs(b[np.isfinite(b)]).max(initial=0.0)
     worst = np.unravel_index(int(error.argmax()), error.shape)
     if error[worst] > allowed:
         raise AssertionError(
             f"{got.dtype} array of shape {got.shape}: {np.count_nonzero(error > allowed)} of "
             f"{got.size} elements differ. Worst at {tuple(int(i) for i in worst)}: got "
             f"{got[worst]!r}, expected {want[worst]!r}; error {error[worst]:.3g}, allowed "
-            f"{allowed:.3g} (rtol {rtol:.2g} of the largest expected)."
+            f"{allowed:.3g} (rtol {tolerance(got.dtype, reduction):.2g} of the largest expected)."
         )
+
+
+def errors(got: np.ndarray, want: np.ndarray, reduction: int) -> tuple[np.ndarray, float]:
+    """Return how far off each element of a host array is, and how far it may be."""
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    comparable = np.isfinite(a) & np.isfinite(b)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    error = np.where(same, 0.0, np.inf)
+    np.subtract(a, b, out=error, where=comparable)
+    np.abs(error, out=error)
+    largest = float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
+    return error, tolerance(got.dtype, reduction) * largest
+
+
+def tolerance(dtype: np.dtype, reduction: int) -> float:
+    """Return how far off numbers may be, relative to the largest; see :func:`assert_close`."""
+    if dtype.kind in "biu":
+        return 0.0
+    if dtype not in RTOL:
+        raise TypeError(f"assert_close knows float32, float64 and integers; got {dtype}.")
+    return RTOL[dtype] * (math.sqrt(reduction) if dtype == np.float32 else 1.0)

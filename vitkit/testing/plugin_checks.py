@@ -63,7 +63,9 @@ def _optimizer(entry: Entry) -> list[Check]:
 
 
 def _loss(entry: Entry) -> list[Check]:
-    return loss_checks(entry.value, torch=entry.details.get("torch"))
+    details = entry.details
+    labels = details.get("labels", "classes")
+    return loss_checks(entry.value, torch=details.get("torch"), labels=labels)
 
 
 def _kernel(entry: Entry) -> list[Check]:
@@ -80,7 +82,8 @@ def _layer(entry: Entry) -> list[Check]:
         shape, make = (TOKENS, DIM), partial(entry.value, *PLACES[details["part"]])
     if shape is None:
         return [Check("all checks of layers", _untold)]
-    return layer_checks(make, shape, torch=details.get("torch"))
+    batched = details.get("batched", True)
+    return layer_checks(make, shape, torch=details.get("torch"), batched=batched)
 
 
 def _untold() -> None:
