@@ -18,21 +18,10 @@ from vitkit.testing.differences import (
     derivative,
     explain_gradient,
 )
-from vitkit.testing.functions import (
-    DTYPES,
-    Function,
-    agrees_with_torch,
-    behind,
-    cast,
-    doing,
-    finite,
-    fits_float32,
-    function_checks,
-    linear_in_dy,
-    name_of,
-    needs_no_forward,
-)
+from vitkit.testing.function_checks import finite, fits_float32, function_checks
+from vitkit.testing.functions import DTYPES, Function, behind, cast, doing, name_of
 from vitkit.testing.gradients import gradient_error
+from vitkit.testing.pairs import agrees_with_torch, linear_in_dy, needs_no_forward
 
 SHAPE = (7, 30)
 SHAPES = ((5,), (3, 5), (2, 3, 5), (2, 3, 5, 7))

@@ -14,15 +14,8 @@ from vitkit.backend import Array, philox
 from vitkit.testing.array_modules import draw, torch_or_skip
 from vitkit.testing.blame import Claim, fail_if
 from vitkit.testing.check import Check, run_checks
-from vitkit.testing.functions import (
-    Function,
-    behind,
-    cast,
-    doing,
-    finite,
-    function_checks,
-    name_of,
-)
+from vitkit.testing.function_checks import finite, function_checks
+from vitkit.testing.functions import Function, behind, cast, doing, name_of
 from vitkit.testing.gradients import assert_close
 
 BATCH = 6

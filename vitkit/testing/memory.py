@@ -26,10 +26,13 @@ class Layout(NamedTuple):
         ``size(shape)`` is the length of the buffer for an array of that shape.
     view : callable
         ``view(buffer, shape)`` is the array.
+    least : int, default 0
+        How many dimensions an array must have for it to be anything special.
     """
 
     size: Callable[[Shape], int]
     view: Callable[[Array, Shape], Array]
+    least: int = 0
 
 
 def _every_second(buffer: Array, shape: Shape) -> Array:
@@ -40,12 +43,14 @@ CONTIGUOUS = Layout(math.prod, lambda buffer, shape: buffer.reshape(shape))
 """All elements side by side."""
 STRIDED = {
     "every second element of a larger array": Layout(
-        lambda shape: 2 * math.prod(shape), _every_second
+        lambda shape: 2 * math.prod(shape), _every_second, 1
     ),
-    "an array backwards": Layout(math.prod, lambda buffer, shape: buffer.reshape(shape)[..., ::-1]),
-    "a transposed array": Layout(math.prod, lambda buffer, shape: buffer.reshape(shape[::-1]).T),
+    "an array backwards": Layout(
+        math.prod, lambda buffer, shape: buffer.reshape(shape)[..., ::-1], 1
+    ),
+    "a transposed array": Layout(math.prod, lambda buffer, shape: buffer.reshape(shape[::-1]).T, 2),
 }
-"""What is not contiguous, by what it is; for arrays of at least one dimension."""
+"""What is not contiguous, by what it is."""
 
 
 class Placed:

@@ -15,19 +15,9 @@ from vitkit.testing.array_modules import torch_or_skip
 from vitkit.testing.blame import Claim, fail_if
 from vitkit.testing.check import Check, Skip, run_checks
 from vitkit.testing.differences import axes_in_words, mixed_axes, numeric_gradient
-from vitkit.testing.functions import (
-    DTYPES,
-    Function,
-    agrees_with_torch,
-    behind,
-    cast,
-    doing,
-    finite,
-    function_checks,
-    linear_in_dy,
-    name_of,
-    needs_no_forward,
-)
+from vitkit.testing.function_checks import finite, function_checks
+from vitkit.testing.functions import DTYPES, Function, behind, cast, doing, name_of
+from vitkit.testing.pairs import agrees_with_torch, linear_in_dy, needs_no_forward
 
 Inputs = Sequence[np.ndarray] | Callable[[int], Sequence[np.ndarray]]
 Gradients = Callable[..., Array | Sequence[Array | None]]
