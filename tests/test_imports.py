@@ -1,8 +1,9 @@
 """Imports flow one way, optional packages stay optional, and nothing dangerous is called.
 
 ``cli -> config -> plugins -> train -> {models, checkpoint, optim, data} -> nn -> kernels -> ops
--> backend -> {validate, registry} -> errors``: a module may import what stands to its right, never what stands
-to its left; those in braces never import each other.
+-> backend -> {validate, registry} -> errors``: a module may import what stands to its right, never
+what stands to its left; those in braces never import each other. ``testing`` may import anything
+but ``cli``, and is imported late by what runs it: ``cli`` and ``pytest_plugin``.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ OUTSIDE = ("", "__main__", "pytest_plugin")
 """What stands outside the order: the root, and what others start."""
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 KNOWS_CUPY = ("vitkit.backend", "vitkit.kernels.cuda")
-KNOWS_TORCH = "vitkit.testing.array_modules"  # for twins of plugins, where it is installed
-PICKLES = "vitkit.testing.pickled"  # data sets that are their own author's, as workers do
+KNOWS_TORCH = "vitkit.testing.parts.array_modules"  # for twins of plugins, where it is installed
+PICKLES = "vitkit.testing.parts.pickled"  # data sets that are their own author's, as workers do
 DANGEROUS_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib"}
 DANGEROUS_MODULES |= {"marshal", "shelve", "yaml"}
 DANGEROUS_FUNCTIONS = {"eval", "exec"}

@@ -86,7 +86,7 @@ def train_step(model: ViT, optimizer: Optimizer, images: Array, labels: Array) -
 def test_parameter_counts_without_allocating(variant: str) -> None:
     model = ViT(variant, backend=None)
     assert model.num_parameters == COUNTS[variant]
-    with pytest.raises(RuntimeError, match="Parameter .* has no arrays yet: pass xp="):
+    with pytest.raises(RuntimeError, match=r"Parameter .* has no arrays yet: pass xp="):
         model.pos_embed.value  # noqa: B018
 
 

@@ -16,7 +16,7 @@ from vitkit.nn import Context, Module
 from vitkit.nn.activation import ACTIVATIONS
 from vitkit.testing import assert_close
 from vitkit.testing.layers import layer_checks
-from vitkit.testing.passes import BATCH, Watching
+from vitkit.testing.parts.passes import BATCH, Watching
 
 
 class Case(NamedTuple):

@@ -13,7 +13,7 @@ from vitkit import ops
 from vitkit.backend import philox
 from vitkit.ops import Op
 from vitkit.testing.kernels import check_kernel
-from vitkit.testing.memory import MARGIN
+from vitkit.testing.parts.memory import MARGIN
 
 BLOCK, LARGE_BLOCK = 8, 1000
 

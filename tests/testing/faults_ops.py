@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitkit.testing.array_modules import draw
 from vitkit.testing.ops import check_op
+from vitkit.testing.parts.array_modules import draw
 
 X, WEIGHT, BIAS = draw((3, 4, 5)), draw((5,), seed=1), draw((5,), seed=2)
 

@@ -13,9 +13,9 @@ from vitkit.backend import cuda_status
 from vitkit.ops import Op
 from vitkit.testing import kernels as kit
 from vitkit.testing.check import ConformanceError, Outcome, outcome_of
-from vitkit.testing.kernel_inputs import MAKERS, NOTHING_SUMMED, makers, sizes
 from vitkit.testing.kernels import check_kernel, kernel_checks
-from vitkit.testing.memory import STRIDED, Placed, watched_memory
+from vitkit.testing.parts.kernel_inputs import MAKERS, NOTHING_SUMMED, makers, sizes
+from vitkit.testing.parts.memory import STRIDED, Placed, watched_memory
 
 kernels.load(np)
 OPS = {name: op for name, op in vars(ops).items() if isinstance(op, Op)}

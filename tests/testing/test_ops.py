@@ -12,9 +12,9 @@ from faults_ops import FAULTS, PLANTED, RIGHT, softmax_backward, softmax_of_rows
 
 from vitkit import kernels, ops
 from vitkit.ops import Op
-from vitkit.testing.array_modules import draw
 from vitkit.testing.check import ConformanceError, outcome_of
 from vitkit.testing.ops import check_op, op_checks
+from vitkit.testing.parts.array_modules import draw
 
 kernels.load(np)
 KEY = (0, 1, 2)

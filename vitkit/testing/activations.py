@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from vitkit.backend import Array
-from vitkit.testing.array_modules import draw
 from vitkit.testing.check import Check, run_checks
-from vitkit.testing.differences import (
+from vitkit.testing.gradients import gradient_error
+from vitkit.testing.parts.array_modules import draw
+from vitkit.testing.parts.differences import (
     GRADIENT_RTOL,
     alike,
     derivative,
     explain_gradient,
 )
-from vitkit.testing.function_checks import finite, fits_float32, function_checks
-from vitkit.testing.functions import DTYPES, Function, behind, cast, doing, name_of
-from vitkit.testing.gradients import gradient_error
-from vitkit.testing.pairs import agrees_with_torch, linear_in_dy, needs_no_forward
+from vitkit.testing.parts.function_checks import finite, fits_float32, function_checks
+from vitkit.testing.parts.functions import DTYPES, Function, behind, cast, doing, name_of
+from vitkit.testing.parts.pairs import agrees_with_torch, linear_in_dy, needs_no_forward
 
 SHAPE = (7, 30)
 SHAPES = ((5,), (3, 5), (2, 3, 5), (2, 3, 5, 7))

@@ -11,8 +11,9 @@ from typing import Any
 from vitkit.checkpoint.contents import PLAIN, unplain
 from vitkit.models import ViT
 from vitkit.optim import AdamW
-from vitkit.testing.array_modules import DEVICES, device
-from vitkit.testing.callback_runs import (
+from vitkit.testing.check import Check, Skip, run_checks, where
+from vitkit.testing.parts.array_modules import DEVICES, device
+from vitkit.testing.parts.callback_runs import (
     MODEL,
     Make,
     Planted,
@@ -21,10 +22,9 @@ from vitkit.testing.callback_runs import (
     offered,
     train,
 )
-from vitkit.testing.check import Check, Skip, run_checks, where
-from vitkit.testing.isolation import global_generators
-from vitkit.testing.making import expect_makeable, made
-from vitkit.testing.staged import staged
+from vitkit.testing.parts.isolation import global_generators
+from vitkit.testing.parts.making import expect_makeable, made
+from vitkit.testing.parts.staged import staged
 from vitkit.train import callbacks as shipped
 from vitkit.train.callbacks.base import Callback
 

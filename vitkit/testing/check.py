@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-
 KIT = Path(__file__).parent
 
 
@@ -87,7 +86,7 @@ def outcome_of(check: Check) -> Outcome:
 def where(error: BaseException) -> str:
     """Return the innermost place of an error outside the kit, as ``" (file.py, line 3)"``."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if Path(frame.filename).parent != KIT] or frames
+    theirs = [frame for frame in frames if KIT not in Path(frame.filename).parents] or frames
     return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
 
 

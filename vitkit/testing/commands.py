@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from vitkit.registry import is_name
 from vitkit.testing.check import Check, Skip, run_checks, where
-from vitkit.testing.staged import staged
+from vitkit.testing.parts.staged import staged
 
 TIMEOUT = 60.0  # seconds; a machine may be slow, and imports may be many
 IMPORT = """

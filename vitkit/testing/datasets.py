@@ -14,14 +14,14 @@ from vitkit.backend import philox
 from vitkit.data.checks import check_pixels
 from vitkit.data.dataset import Dataset, Splits
 from vitkit.errors import DataError
-from vitkit.testing import dataset_facts as facts
-from vitkit.testing import dataset_images as images
 from vitkit.testing.check import Check, Skip, run_checks, where
-from vitkit.testing.isolation import global_generators
-from vitkit.testing.making import expect_makeable, made
-from vitkit.testing.overlap import check_no_overlap
-from vitkit.testing.separable import Sample, check_labels_agree, check_labels_fit
-from vitkit.testing.staged import staged
+from vitkit.testing.parts import dataset_facts as facts
+from vitkit.testing.parts import dataset_images as images
+from vitkit.testing.parts.isolation import global_generators
+from vitkit.testing.parts.making import expect_makeable, made
+from vitkit.testing.parts.overlap import check_no_overlap
+from vitkit.testing.parts.separable import Sample, check_labels_agree, check_labels_fit
+from vitkit.testing.parts.staged import staged
 
 MOST_IMAGES = 2000
 MOST_PIXELS = 40_000_000

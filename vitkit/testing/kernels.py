@@ -10,10 +10,10 @@ import numpy as np
 
 from vitkit.ops import Op
 from vitkit.testing.check import Check, Skip, run_checks
-from vitkit.testing.functions import DTYPES, behind, name_of
-from vitkit.testing.kernel_inputs import Maker
-from vitkit.testing.kernel_runs import LENGTHS, LONG, Case, Comparison, Fault, Ran, arrays_in
-from vitkit.testing.memory import STRIDED, Layout, Placed, same_bits
+from vitkit.testing.parts.functions import DTYPES, behind, name_of
+from vitkit.testing.parts.kernel_inputs import Maker
+from vitkit.testing.parts.kernel_runs import LENGTHS, LONG, Case, Comparison, Fault, Ran, arrays_in
+from vitkit.testing.parts.memory import STRIDED, Layout, Placed, same_bits
 
 SHORT = tuple(n for n in LENGTHS if 0 < n < LONG)
 ONE = 33

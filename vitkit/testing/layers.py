@@ -10,12 +10,18 @@ import numpy as np
 
 from vitkit.backend import ArrayModule
 from vitkit.nn.module import Module
-from vitkit.testing import layer_arrays, layer_context, layer_gradients, layer_making, layer_random
-from vitkit.testing.array_modules import DEVICES
 from vitkit.testing.check import Check, run_checks
-from vitkit.testing.layer_devices import no_host_sync, same_on
-from vitkit.testing.passes import Subject
-from vitkit.testing.staged import staged
+from vitkit.testing.parts import (
+    layer_arrays,
+    layer_context,
+    layer_gradients,
+    layer_making,
+    layer_random,
+)
+from vitkit.testing.parts.array_modules import DEVICES
+from vitkit.testing.parts.layer_devices import no_host_sync, same_on
+from vitkit.testing.parts.passes import Subject
+from vitkit.testing.parts.staged import staged
 
 
 def check_layer(

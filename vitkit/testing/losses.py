@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from vitkit.backend import Array, philox
-from vitkit.testing.array_modules import draw, torch_or_skip
-from vitkit.testing.blame import Claim, fail_if
 from vitkit.testing.check import Check, run_checks
-from vitkit.testing.function_checks import finite, function_checks
-from vitkit.testing.functions import Function, behind, cast, doing, name_of
 from vitkit.testing.gradients import assert_close
+from vitkit.testing.parts.array_modules import draw, torch_or_skip
+from vitkit.testing.parts.blame import Claim, fail_if
+from vitkit.testing.parts.function_checks import finite, function_checks
+from vitkit.testing.parts.functions import Function, behind, cast, doing, name_of
 
 BATCH = 6
 SCALES = (1e4, 1e-30, 0.0)

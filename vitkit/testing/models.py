@@ -17,7 +17,7 @@ from vitkit.nn.context import Context
 from vitkit.registry import is_name
 from vitkit.testing.check import Check, Skip, run_checks
 from vitkit.testing.gradients import directional_derivative_error
-from vitkit.testing.staged import staged
+from vitkit.testing.parts.staged import staged
 
 PATCHES = (4, 8, 16, 32)
 GRID = 2

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from vitkit.backend import Array, ArrayModule, philox
-from vitkit.testing.array_modules import torch_or_skip
-from vitkit.testing.blame import Claim, fail_if
 from vitkit.testing.check import Check, Skip, run_checks
-from vitkit.testing.differences import axes_in_words, mixed_axes, numeric_gradient
-from vitkit.testing.function_checks import finite, function_checks
-from vitkit.testing.functions import DTYPES, Function, behind, cast, doing, name_of
-from vitkit.testing.pairs import agrees_with_torch, linear_in_dy, needs_no_forward
+from vitkit.testing.parts.array_modules import torch_or_skip
+from vitkit.testing.parts.blame import Claim, fail_if
+from vitkit.testing.parts.differences import axes_in_words, mixed_axes, numeric_gradient
+from vitkit.testing.parts.function_checks import finite, function_checks
+from vitkit.testing.parts.functions import DTYPES, Function, behind, cast, doing, name_of
+from vitkit.testing.parts.pairs import agrees_with_torch, linear_in_dy, needs_no_forward
 
 Inputs = Sequence[np.ndarray] | Callable[[int], Sequence[np.ndarray]]
 Gradients = Callable[..., Array | Sequence[Array | None]]

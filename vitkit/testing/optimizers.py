@@ -19,16 +19,16 @@ from collections.abc import Callable
 from functools import partial
 
 from vitkit.optim.optimizer import Optimizer
-from vitkit.testing import optimizer_making as making
-from vitkit.testing import optimizer_state as state
-from vitkit.testing import optimizer_steps as steps
-from vitkit.testing import optimizer_twins as twins
-from vitkit.testing.array_modules import DEVICES
 from vitkit.testing.check import Check, Skip, run_checks
-from vitkit.testing.functions import name_of
-from vitkit.testing.making import expect_makeable
-from vitkit.testing.optimizer_runs import Maker
-from vitkit.testing.staged import staged
+from vitkit.testing.parts import optimizer_making as making
+from vitkit.testing.parts import optimizer_state as state
+from vitkit.testing.parts import optimizer_steps as steps
+from vitkit.testing.parts import optimizer_twins as twins
+from vitkit.testing.parts.array_modules import DEVICES
+from vitkit.testing.parts.functions import name_of
+from vitkit.testing.parts.making import expect_makeable
+from vitkit.testing.parts.optimizer_runs import Maker
+from vitkit.testing.parts.staged import staged
 
 DTYPES = ("float64", "float32")
 FOUNDATION: dict[str, Callable[[Maker], None]] = {

@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any
 
 from vitkit.testing.check import Check, Skip, run_checks, where
-from vitkit.testing.functions import name_of
-from vitkit.testing.making import expect_makeable
-from vitkit.testing.sameness import differing
-from vitkit.testing.settings import expect_enough, taken
-from vitkit.testing.staged import staged
+from vitkit.testing.parts.functions import name_of
+from vitkit.testing.parts.making import expect_makeable
+from vitkit.testing.parts.sameness import differing
+from vitkit.testing.parts.settings import expect_enough, taken
+from vitkit.testing.parts.staged import staged
 
 Schedule = Callable[[int], float]
 

@@ -13,10 +13,10 @@ from vitkit.data.dataset import ArrayDataset
 from vitkit.data.loader import Loader
 from vitkit.data.transforms import Transform
 from vitkit.testing.check import Check, Skip, run_checks, where
-from vitkit.testing.isolation import global_generators, interleaved
-from vitkit.testing.making import expect_makeable, made
-from vitkit.testing.pickled import content, pickled
-from vitkit.testing.staged import staged
+from vitkit.testing.parts.isolation import global_generators, interleaved
+from vitkit.testing.parts.making import expect_makeable, made
+from vitkit.testing.parts.pickled import content, pickled
+from vitkit.testing.parts.staged import staged
 
 SHAPES = ((1, 8, 8), (3, 32, 32), (3, 7, 11), (1, 1, 1))
 SAMPLES = 24

@@ -7,9 +7,9 @@ import numpy as np
 from vitkit.backend import to_numpy
 from vitkit.nn import Dropout
 from vitkit.nn.context import Context
-from vitkit.testing.isolation import global_generators
-from vitkit.testing.memory import same_bits
-from vitkit.testing.passes import Subject
+from vitkit.testing.parts.isolation import global_generators
+from vitkit.testing.parts.memory import same_bits
+from vitkit.testing.parts.passes import Subject
 
 SEEDS = 100
 """How many are tried, so that even a dropout of few percent shows."""

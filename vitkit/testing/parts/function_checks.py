@@ -9,10 +9,10 @@ import numpy as np
 
 from vitkit.backend import Array, to_numpy
 from vitkit.testing import strict_device
-from vitkit.testing.array_modules import DEVICES, device, frozen, to
 from vitkit.testing.check import Check, Skip, where
-from vitkit.testing.functions import DTYPES, Function, cast, doing
-from vitkit.testing.memory import STRIDED, Placed, same_bits
+from vitkit.testing.parts.array_modules import DEVICES, device, frozen, to
+from vitkit.testing.parts.functions import DTYPES, Function, cast, doing
+from vitkit.testing.parts.memory import STRIDED, Placed, same_bits
 
 LEAK = (
     "NumPy numbers such as np.sqrt(2), and arrays made without dtype=, turn float32 into float64: "

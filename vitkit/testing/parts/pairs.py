@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vitkit.testing.array_modules import torch_or_skip
-from vitkit.testing.functions import DTYPES, Function, cast, doing
-from vitkit.testing.memory import same_bits
+from vitkit.testing.parts.array_modules import torch_or_skip
+from vitkit.testing.parts.functions import DTYPES, Function, cast, doing
+from vitkit.testing.parts.memory import same_bits
 
 
 def agrees_with_torch(

@@ -13,8 +13,8 @@ from vitkit.nn.init import normal
 from vitkit.nn.module import Module
 from vitkit.nn.parameter import Parameter
 from vitkit.optim.optimizer import Optimizer
-from vitkit.testing.array_modules import draw
-from vitkit.testing.settings import taken
+from vitkit.testing.parts.array_modules import draw
+from vitkit.testing.parts.settings import taken
 
 Arrays = dict[str, np.ndarray]
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from vitkit.backend import ArrayModule, philox, to_numpy
 from vitkit.ops import reference_only
-from vitkit.testing.array_modules import DEVICES, device
 from vitkit.testing.check import Skip
-from vitkit.testing.functions import DTYPES, doing, name_of
 from vitkit.testing.gradients import errors
-from vitkit.testing.kernel_inputs import Maker, makers, sums
-from vitkit.testing.memory import Placed, same_bits, watched_memory
+from vitkit.testing.parts.array_modules import DEVICES, device
+from vitkit.testing.parts.functions import DTYPES, doing, name_of
+from vitkit.testing.parts.kernel_inputs import Maker, makers, sums
+from vitkit.testing.parts.memory import Placed, same_bits, watched_memory
 
 LONG = 100_003
 """So long that work is divided among threads; it is prime, so nothing comes out even."""

@@ -10,10 +10,10 @@ import numpy as np
 from vitkit.backend import Array, to_numpy
 from vitkit.nn.module import Module
 from vitkit.optim import AdamW
-from vitkit.testing.array_modules import draw, torch_or_skip
-from vitkit.testing.blame import Claim, assert_equal, close_beside, differences, fail_if
 from vitkit.testing.gradients import assert_close
-from vitkit.testing.passes import (
+from vitkit.testing.parts.array_modules import draw, torch_or_skip
+from vitkit.testing.parts.blame import Claim, assert_equal, close_beside, differences, fail_if
+from vitkit.testing.parts.passes import (
     BATCH,
     Subject,
     Watching,

@@ -8,8 +8,8 @@ import numpy as np
 
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
-from vitkit.testing.blame import assert_equal, differences, fail_if
-from vitkit.testing.passes import BATCH, Subject
+from vitkit.testing.parts.blame import assert_equal, differences, fail_if
+from vitkit.testing.parts.passes import BATCH, Subject
 
 
 def is_a_layer(s: Subject) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 
 from vitkit.optim.optimizer import Optimizer
 from vitkit.testing import strict_device
-from vitkit.testing.array_modules import device, torch_or_skip
 from vitkit.testing.check import Skip
 from vitkit.testing.gradients import assert_close
-from vitkit.testing.optimizer_runs import (
+from vitkit.testing.parts.array_modules import device, torch_or_skip
+from vitkit.testing.parts.optimizer_runs import (
     LARGEST,
     LR,
     PARAMETERS,

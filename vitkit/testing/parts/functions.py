@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vitkit.backend import Array, ArrayModule, to_numpy
-from vitkit.testing.array_modules import to
 from vitkit.testing.check import Check, Skip, where
 from vitkit.testing.gradients import assert_close
-from vitkit.testing.memory import watched_memory
+from vitkit.testing.parts.array_modules import to
+from vitkit.testing.parts.memory import watched_memory
 
 DTYPES = ("float32", "float64")
 

@@ -11,8 +11,8 @@ from vitkit.backend import philox
 from vitkit.data.dataset import Dataset, Subset
 from vitkit.data.loader import Loader
 from vitkit.testing.check import where
-from vitkit.testing.isolation import global_generators, interleaved
-from vitkit.testing.pickled import pickled
+from vitkit.testing.parts.isolation import global_generators, interleaved
+from vitkit.testing.parts.pickled import pickled
 
 
 def as_indices(*values: int) -> np.ndarray:

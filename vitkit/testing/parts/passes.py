@@ -15,7 +15,7 @@ from vitkit.backend import Array, ArrayModule, philox, to_numpy
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
 from vitkit.nn.parameter import Parameter
-from vitkit.testing.array_modules import draw
+from vitkit.testing.parts.array_modules import draw
 
 BATCH = 4
 DTYPES = ("float32", "float64")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vitkit.optim.optimizer import Optimizer
-from vitkit.testing.optimizer_runs import STEPS, Arrays, Maker, advance, listed, model
-from vitkit.testing.sameness import differing
+from vitkit.testing.parts.optimizer_runs import STEPS, Arrays, Maker, advance, listed, model
+from vitkit.testing.parts.sameness import differing
 
 # Made by attach; and set by a check.
 INTERNAL = {"elementwise", *(name for name in vars(Optimizer(0.0)) if name.startswith("_"))}

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from vitkit.optim.optimizer import Optimizer
 from vitkit.testing.check import where
-from vitkit.testing.optimizer_runs import (
+from vitkit.testing.parts.optimizer_runs import (
     DECAY,
     LR,
     MANY,
@@ -22,8 +22,8 @@ from vitkit.testing.optimizer_runs import (
     listed,
     model,
 )
-from vitkit.testing.sameness import differing
-from vitkit.testing.settings import expect_enough, taken
+from vitkit.testing.parts.sameness import differing
+from vitkit.testing.parts.settings import expect_enough, taken
 
 OFF_BY_ONE = "Is the step off by one? Updates count from 1, so that 1 - beta**step is not zero."
 

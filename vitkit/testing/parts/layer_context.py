@@ -8,9 +8,9 @@ from vitkit.backend import Array
 from vitkit.nn import Checkpoint
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
-from vitkit.testing.blame import assert_equal, differences, fail_if
-from vitkit.testing.memory import same_bits
-from vitkit.testing.passes import (
+from vitkit.testing.parts.blame import assert_equal, differences, fail_if
+from vitkit.testing.parts.memory import same_bits
+from vitkit.testing.parts.passes import (
     DTYPES,
     Subject,
     backward,

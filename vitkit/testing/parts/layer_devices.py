@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitkit.testing.array_modules import device
-from vitkit.testing.blame import close_beside, differences, fail_if
-from vitkit.testing.passes import DTYPES, Subject, backward, forward, training
+from vitkit.testing.parts.array_modules import device
+from vitkit.testing.parts.blame import close_beside, differences, fail_if
+from vitkit.testing.parts.passes import DTYPES, Subject, backward, forward, training
 from vitkit.testing.strict_device import count_syncs
 
 

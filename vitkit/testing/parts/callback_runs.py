@@ -19,8 +19,8 @@ from vitkit.data.loader import Loader
 from vitkit.models import ViT
 from vitkit.nn.module import Module
 from vitkit.optim import AdamW
-from vitkit.testing.making import made
-from vitkit.testing.surroundings import surroundings_kept
+from vitkit.testing.parts.making import made
+from vitkit.testing.parts.surroundings import surroundings_kept
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog

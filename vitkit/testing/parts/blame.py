@@ -10,7 +10,7 @@ import numpy as np
 
 from vitkit.backend import Array, ArrayModule, to_numpy
 from vitkit.testing.gradients import RTOL, assert_close, gradient_error
-from vitkit.testing.memory import same_bits
+from vitkit.testing.parts.memory import same_bits
 
 TOLERANCE = 1e-6
 """The largest relative error of a right gradient, by finite differences in float64."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from vitkit.backend import Array
-from vitkit.testing.array_modules import draw
 from vitkit.testing.check import Skip
 from vitkit.testing.gradients import assert_close
-from vitkit.testing.optimizer_runs import (
+from vitkit.testing.parts.array_modules import draw
+from vitkit.testing.parts.optimizer_runs import (
     DECAY,
     LARGEST,
     LR,
@@ -25,8 +25,8 @@ from vitkit.testing.optimizer_runs import (
     listed,
     model,
 )
-from vitkit.testing.optimizer_state import lost
-from vitkit.testing.widening import Watched, watching
+from vitkit.testing.parts.optimizer_state import lost
+from vitkit.testing.parts.widening import Watched, watching
 
 DECAYED = tuple(name for name, (_, decay) in PARAMETERS.items() if decay)
 UNDECAYED = tuple(name for name, (_, decay) in PARAMETERS.items() if not decay)

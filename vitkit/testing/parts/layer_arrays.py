@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from vitkit.backend import Array, to_numpy
-from vitkit.testing.array_modules import draw, frozen
-from vitkit.testing.blame import differences, fail_if
 from vitkit.testing.gradients import assert_close
-from vitkit.testing.memory import same_bits
-from vitkit.testing.passes import (
+from vitkit.testing.parts.array_modules import draw, frozen
+from vitkit.testing.parts.blame import differences, fail_if
+from vitkit.testing.parts.memory import same_bits
+from vitkit.testing.parts.passes import (
     BATCH,
     DTYPES,
     Subject,

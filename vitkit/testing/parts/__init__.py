@@ -1,0 +1,1 @@
+"""What the checks of the conformance kit are made of."""
