@@ -13,6 +13,17 @@ def test_every_example_is_listed_and_tested() -> None:
         assert path.name in Path(__file__).read_text(encoding="utf-8")
 
 
+def test_every_package_is_listed_and_tested() -> None:
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    tested = (EXAMPLES / "tests" / "test_packages.py").read_text(encoding="utf-8")
+    packages = [path.parent for path in EXAMPLES.glob("*/pyproject.toml")]
+    assert len(packages) == 2
+    for package in packages:
+        assert f"`{package.name}`" in listed
+        assert f'"{package.name.removeprefix("vitkit-").replace("-", "_")}": {{' in tested
+        assert (package / "README.md").stat().st_size
+
+
 def test_the_training_loop_learns(capsys) -> None:
     main = runpy.run_path(str(EXAMPLES / "train_digits.py"))["main"]
     assert main(epochs=4) > 0.9

@@ -101,7 +101,7 @@ class Console(Callback):
             yield lambda more: bar.advance(task, more)
 
     @contextmanager
-    def downloading(self) -> Iterator[Callable[[str, int, int], None]]:
+    def downloading(self, doing: str = "downloading") -> Iterator[Callable[[str, int, int], None]]:
         """Show how much of each file has come: its name, the bytes so far, the bytes in all."""
         tasks: dict[str, TaskID] = {}
         with self._make_bar(DownloadColumn()) as bar:
@@ -110,7 +110,7 @@ class Console(Callback):
                 if file not in tasks:
                     tasks[file] = bar.add_task(file, total=total)
                     if not self._has_bar:
-                        self.say(f"downloading {file}, {total / 1e6:.1f} MB")
+                        self.say(f"{doing} {file}, {total / 1e6:.1f} MB")
                 bar.update(tasks[file], completed=done)
 
             yield progress
