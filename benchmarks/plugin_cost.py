@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -84,11 +83,10 @@ def race(
     entries: dict[str, Callable[[], None]], rounds: int, repeat: int
 ) -> dict[str, list[float]]:
     """Let the contenders take turns; return seconds a step of each round, the first left out."""
-    order, shuffle = list(entries), random.Random(0)
+    order, rng = list(entries), np.random.default_rng(0)
     times: dict[str, list[float]] = {name: [] for name in entries}
     for turn in range(rounds + 1):
-        shuffle.shuffle(order)
-        for name in order:
+        for name in rng.permutation(order):
             started = time.perf_counter()
             for _ in range(repeat):
                 entries[name]()

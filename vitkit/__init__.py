@@ -76,7 +76,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-
 def _load_plugins() -> None:
     from importlib.metadata import entry_points
 

@@ -43,9 +43,12 @@ def blaming(error: Raised, culprit: object) -> Raised:
     """Return an error about what ``culprit`` returned, so that the plugin it is from is named.
 
     Where a plugin's own code raises, the traceback says so; where vitkit refuses what that code
-    returned, nothing else does.
+    returned, only the error's ``culprit``, the name of a module, does.
     """
-    error.__dict__["culprit"] = culprit
+    culprit = getattr(culprit, "func", culprit)  # of a functools.partial
+    named = hasattr(culprit, "__qualname__")  # a function or class
+    module = getattr(culprit if named else type(culprit), "__module__", None)
+    error.__dict__["culprit"] = module or ""
     return error
 
 

@@ -121,6 +121,18 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path, arrays, documents)
 
 
+def load_document(path: Path, stem: str) -> dict[str, Any]:
+    """Read one document of a checkpoint directory, verified; the other files are left alone.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing or damaged.
+    """
+    name = f"{stem}.json"
+    return _read_json(_verified(path, name, _listed(path).get(name)))
+
+
 def write_file(path: Path, text: str) -> None:
     """Replace a small file, so that a reader finds the old text or the new, never a part.
 
@@ -163,6 +175,11 @@ def read_pointer(path: Path) -> dict[str, Any]:
 
 def _verified_files(path: Path) -> list[Path]:
     """Return the files that the manifest lists, after checking size and hash of each."""
+    return [_verified(path, name, entry) for name, entry in _listed(path).items()]
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    """Return what the manifest says of each file."""
     manifest = _read_json(path / MANIFEST)
     version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
@@ -175,19 +192,21 @@ def _verified_files(path: Path) -> list[Path]:
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not listed:
         raise _damaged(path, "the manifest lists no files")
-    files = []
-    for name, entry in listed.items():
-        file = path / name
-        if Path(name).name != name or file.is_symlink() or not file.is_file():
-            raise _damaged(path, f"{name!r} is missing or no plain file")
-        if not isinstance(entry, dict) or file.suffix not in (".safetensors", ".json"):
-            raise _damaged(path, f"the manifest entry of {name!r} is not understood")
-        if file.stat().st_size != entry.get("bytes"):
-            raise _damaged(path, f"{name} has {file.stat().st_size} of {entry.get('bytes')} bytes")
-        if _sha256(file) != entry.get("sha256"):
-            raise _damaged(path, f"the content of {name} has changed since it was written")
-        files.append(file)
-    return files
+    return listed
+
+
+def _verified(path: Path, name: str, entry: Any) -> Path:
+    """Return a file of a checkpoint, after comparing it with what the manifest says of it."""
+    file = path / name
+    if Path(name).name != name or file.is_symlink() or not file.is_file():
+        raise _damaged(path, f"{name!r} is missing or no plain file")
+    if not isinstance(entry, dict) or file.suffix not in (".safetensors", ".json"):
+        raise _damaged(path, f"the manifest entry of {name!r} is not understood")
+    if file.stat().st_size != entry.get("bytes"):
+        raise _damaged(path, f"{name} has {file.stat().st_size} of {entry.get('bytes')} bytes")
+    if _sha256(file) != entry.get("sha256"):
+        raise _damaged(path, f"the content of {name} has changed since it was written")
+    return file
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vitkit.cli.plugin_option import PluginFiles
+from vitkit.cli.plugin_use import prints_aside
 
 
 def bench(
@@ -26,8 +27,11 @@ def bench(
     from vitkit.models import ViT
     from vitkit.train.speed import measure
 
-    vit = ViT(model, image_size=image_size, depth=depth, num_classes=num_classes, backend=backend)
-    found = measure(vit, batch_size=batch_size, rounds=rounds)
+    with prints_aside():
+        vit = ViT(
+            model, image_size=image_size, depth=depth, num_classes=num_classes, backend=backend
+        )
+        found = measure(vit, batch_size=batch_size, rounds=rounds)
     if as_json:
         import json
 

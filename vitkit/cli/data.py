@@ -25,7 +25,7 @@ Folder = Annotated[
 
 @app.command("list")
 def list_(plugin: PluginFiles = None) -> None:
-    """Show the data sets, those of plugins too, and which of them are here."""
+    """Show the data sets, and which of them are here."""
     from vitkit.data import SOURCES, data_dir
 
     typer.echo(f"data folder: {data_dir()}\n")

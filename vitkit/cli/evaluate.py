@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
+from vitkit.cli.plugin_use import compare, prints_aside
 
 if TYPE_CHECKING:
     from vitkit.train import Metrics
@@ -41,35 +42,35 @@ def evaluate(
     The images are the test images, unless --split names others.
     """
     from vitkit.cli.display import Console
-    from vitkit.config.build import components, load_data, parts_of
+    from vitkit.config.build import load_data, loss_of, parts_of
     from vitkit.config.load import load
     from vitkit.data import Loader
     from vitkit.errors import ConfigError
-    from vitkit.plugins import registries
     from vitkit.train import evaluate as measure
     from vitkit.train import restore
 
-    loaded()
     place = run.resolve()
     folder = place.parent.parent if place.parent.name == "checkpoints" else run
-    restored = restore(run, backend=backend, which=which, weights=weights)
     # Without the environment: VITKIT_SEED would hold back other images than training did.
     flags = {"data.path": str(data_dir) if data_dir else None}
-    config = load([folder / "config.toml"], (), flags, environ={})
-    names = registries()
-    data = load_data(config, names)
-    images = parts_of(config, data)
-    _, _, loss, _ = components(config, names, len(images["train"]))
-    if part not in images:
-        raise ConfigError(f"--split: got {part!r}; expected one of {', '.join(sorted(images))}")
-    with Console().counting(part, len(images[part])) as on_batch:
-        found = measure(
-            restored.model,
-            Loader(images[part], batch_size),
-            loss=loss,
-            preprocess=restored.preprocess,
-            on_batch=on_batch,
-        )
+    with prints_aside():
+        restored = restore(run, backend=backend, which=which, weights=weights)
+        config = load([folder / "config.toml"], (), flags, environ={})
+        compare(restored.checkpoint.documents["trainer"], config, ("dataset", "loss"))
+        names = loaded().registries
+        images = parts_of(config, load_data(config, names))
+        loss = loss_of(config, names)
+        if part not in images:
+            known = ", ".join(sorted(images))
+            raise ConfigError(f"--split: got {part!r}; expected one of {known}")
+        with Console().counting(part, len(images[part])) as on_batch:
+            found = measure(
+                restored.model,
+                Loader(images[part], batch_size),
+                loss=loss,
+                preprocess=restored.preprocess,
+                on_batch=on_batch,
+            )
     show = _print_json if as_json else _print
     show(str(restored.checkpoint.path), part, images[part].note, found)
 

@@ -106,7 +106,7 @@ def main() -> None:
     except Exception as error:
         if _debug:
             traceback.print_exc()
-        for line in _lines(error):
+        for line in [*_lines(error), *getattr(error, "__notes__", ())]:
             typer.echo(f"vitkit: {line}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from vitkit.config.run import RunConfig
     from vitkit.plugins import Plugins
 
 COMMANDS: dict[str, Any] = {}
@@ -43,10 +47,37 @@ def plugin_commands() -> dict[str, Any]:
 
 def culprit(error: BaseException) -> str:
     """Return the label of the plugin whose code an error comes from, or nothing."""
-    if "vitkit.plugins.discovery" not in sys.modules:  # then no plugin is loaded
-        return ""
-    found = loaded().who(error)
+    discovery = sys.modules.get("vitkit.plugins.discovery")
+    found = discovery.who(error) if discovery else None  # without it, no plugin is loaded
     return found.label if found else ""
+
+
+def prints_aside() -> AbstractContextManager[Any]:
+    """Have what plugins print go to stderr: stdout holds the command's own output alone."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def compare(
+    document: dict[str, Any],
+    config: RunConfig | None = None,
+    kinds: Collection[str] | None = None,
+) -> None:
+    """Compare the plugins that a checkpoint was made with to those that are here.
+
+    One of another version is a line on stderr. One that is missing is an error where ``config``,
+    or what it has of ``kinds``, names what it brought.
+    """
+    from vitkit.config.plugin_record import changes, refuse_missing
+    from vitkit.train.needed import needed
+
+    recorded = needed(document)
+    if not recorded:
+        return
+    plugins = loaded()
+    if config is not None:
+        refuse_missing(config, recorded, plugins, kinds)
+    for line in changes(recorded, plugins):
+        typer.echo(f"vitkit: {line}", err=True)
 
 
 def _load(context: typer.Context, files: list[Path] | None) -> list[Path] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
+from vitkit.cli.plugin_use import prints_aside
 
 if TYPE_CHECKING:
     from vitkit.plugins import Plugin
@@ -79,7 +80,8 @@ def check(
         record = plugins.find(name)
     results: dict[str, list[Outcome]] = {}
     for what, checks in plugin_checks(record, plugins.registries):
-        results[what] = [outcome_of(each) for each in checks]
+        with prints_aside():
+            results[what] = [outcome_of(each) for each in checks]
         if not as_json:
             _report(what, results[what])
     failed = sum(o.passed is False for outcomes in results.values() for o in outcomes)

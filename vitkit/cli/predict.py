@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitkit.cli.plugin_option import PluginFiles
+from vitkit.cli.plugin_use import compare, prints_aside
 
 
 def predict(
@@ -34,13 +35,15 @@ def predict(
     from vitkit.train import predict as guess
     from vitkit.train import restore
 
-    restored = restore(run, backend=backend, which=which)
-    sizes = restored.model.config
-    shape = (sizes.in_channels, *sizes.image_size)
-    pixels = np.stack([read_image(path, shape) for path in images])
-    # Files hold pixels up to 255, whatever the training images were divided by.
-    preprocess = replace(restored.preprocess, scale=255.0)
-    probabilities = guess(restored.model, 255 - pixels if invert else pixels, preprocess)
+    with prints_aside():
+        restored = restore(run, backend=backend, which=which)
+        compare(restored.checkpoint.documents["trainer"])
+        sizes = restored.model.config
+        shape = (sizes.in_channels, *sizes.image_size)
+        pixels = np.stack([read_image(path, shape) for path in images])
+        # Files hold pixels up to 255, whatever the training images were divided by.
+        preprocess = replace(restored.preprocess, scale=255.0)
+        probabilities = guess(restored.model, 255 - pixels if invert else pixels, preprocess)
     results = []
     for path, row in zip(images, probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:top]

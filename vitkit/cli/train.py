@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
+from vitkit.cli.plugin_use import compare, prints_aside
 
 STOPPED = {"interrupted": 130, "terminated": 143}
 
@@ -65,12 +66,14 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Train a ViT; without options, on digits that ship with vitkit."""
+    from vitkit.checkpoint.files import load_document
     from vitkit.cli.display import Console
     from vitkit.config.load import dumps, load
     from vitkit.config.preflight import preflight
     from vitkit.config.prepare import further_problems, refuse
     from vitkit.config.runner import folder_name, run
     from vitkit.plugins import registries
+    from vitkit.train.restore import find_checkpoint
 
     loaded()
     flags: dict[str, Any] = {
@@ -91,13 +94,16 @@ def train(
         folder = _folder_to_resume(resume, out)
         files.insert(0, folder / "config.toml")
     chosen = load(files, settings or (), flags, check=further_problems)
+    if folder is not None:
+        compare(load_document(find_checkpoint(folder, "last"), "trainer"), chosen)
     if print_config:
         refuse(preflight(chosen, None, None, registries()))
         typer.echo(dumps(chosen), nl=False)
         return
     folder = folder or _new(out / folder_name(chosen))
     console = Console(quiet=quiet)
-    summary = run(chosen, folder, console, resume=resume is not None)
+    with prints_aside():
+        summary = run(chosen, folder, console, resume=resume is not None)
     _report(summary, folder, as_json)
     raise typer.Exit(STOPPED.get(summary["stopped"] or "", 0))
 

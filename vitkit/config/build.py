@@ -24,6 +24,7 @@ from vitkit.models import ViT, ViTConfig
 from vitkit.optim import Optimizer
 from vitkit.plugins import Registries
 from vitkit.registry import Registry
+from vitkit.validate import noted
 
 ENDLESS = 10**9
 """Steps of a run whose length is not known yet."""
@@ -279,7 +280,8 @@ def components(
         total_steps=total,
         warmup_steps=warmup,
     )
-    loss = made("train.loss", registries.losses, train.loss, label_smoothing=train.label_smoothing)
+    with noted(problems):
+        loss = loss_of(config, registries)
     transforms = [
         made(f"data.augment[{index}]", registries.transforms, spec)
         for index, spec in enumerate(config.data.augment)
@@ -287,3 +289,16 @@ def components(
     if problems:
         raise ConfigError(problems)
     return optimizer, schedule, loss, tuple(transforms)
+
+
+def loss_of(config: RunConfig, registries: Registries) -> Callable[..., Any]:
+    """Return the loss that a configuration names, with its arguments.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown or arguments are wrong; every problem is listed.
+    """
+    settings = {"label_smoothing": config.train.label_smoothing}
+    made = made_by_name("train.loss", registries.losses, config.train.loss, settings)
+    return cast("Callable[..., Any]", made)

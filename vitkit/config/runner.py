@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -25,12 +26,15 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 import vitkit.checkpoint.files as files
 from vitkit.checkpoint import Checkpoint
+from vitkit.config.callbacks import callbacks, refuse_same_names
 from vitkit.config.load import dumps, load
+from vitkit.config.plugin_record import record_of, refuse_missing
 from vitkit.config.prepare import Prepared, prepare, refuse
-from vitkit.config.resolve import resolved, spelled_out
+from vitkit.config.resolve import resolved, spelled_out, with_layers
 from vitkit.config.run import RunConfig
 from vitkit.errors import CheckpointError
 from vitkit.optim import EMA
+from vitkit.plugins import active
 from vitkit.train import plots
 from vitkit.train.callbacks import (
     Average,
@@ -46,6 +50,7 @@ from vitkit.train.callbacks import (
 )
 from vitkit.train.environment import describe
 from vitkit.train.evaluate import evaluate
+from vitkit.train.needed import needed
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.restore import documents, find_checkpoint, restore
 from vitkit.train.state import TrainState
@@ -105,8 +110,10 @@ def run(
     ConfigError, DataError, BackendError, CheckpointError
         If the run cannot be; the message says why.
     """
-    prepared = prepare(config)
     last = find_checkpoint(folder, "last") if resume else None
+    if last is not None:
+        refuse_missing(config, needed(files.load_document(last, "trainer")), active())
+    prepared = prepare(config)
     with _locked(folder):
         if last is None and (folder / "config.toml").exists():
             raise CheckpointError(f"{folder} holds a run: resume it, or choose another folder.")
@@ -142,9 +149,11 @@ class _Run:
         self, prepared: Prepared, folder: Path, display: Display, checkpoint: Checkpoint | None
     ) -> None:
         self.folder, self.display = folder, display
+        self.command = f"vitkit train --resume {shlex.quote(str(folder))}"
         self.asked, self.registries = prepared.config, prepared.registries
         self.config = resolved(self.asked, prepared.parts, self.registries)
         self.data, self.parts = prepared.data, prepared.parts
+        self.plugins = record_of(self.config, active())
         self.preprocess = Preprocess.of(self.data.train)
         decay = self.config.train.ema_decay
         self.ema = EMA(self.parts.model, decay) if decay is not None else None
@@ -156,11 +165,11 @@ class _Run:
     def _callbacks(self) -> list[Callback]:
         """Return the callbacks in the order they are called: numbers first, then decisions."""
         parts, train = self.parts, self.config.train
-        callbacks: list[Callback] = []
+        called: list[Callback] = []
         if self.ema is not None:
-            callbacks.append(Average(self.ema))
+            called.append(Average(self.ema))
         if parts.val is not None:
-            callbacks.append(
+            called.append(
                 Validation(
                     parts.model,
                     parts.val,
@@ -171,27 +180,38 @@ class _Run:
                 )
             )
         self.recorder = Recorder([self.display.row], every=train.log_every)
-        callbacks.append(self.recorder)
+        called.append(self.recorder)
+        called += callbacks(
+            self.config,
+            self.registries,
+            model=parts.model,
+            optimizer=parts.optimizer,
+            folder=self.folder,
+        )
         if train.patience is not None:
-            callbacks.append(EarlyStopping(train.monitor, train.patience, train.mode))
+            called.append(EarlyStopping(train.monitor, train.patience, train.mode))
         if train.max_time is not None:
-            callbacks.append(TimeLimit(train.max_time))
-        callbacks.append(self.display.callback)
+            called.append(TimeLimit(train.max_time))
+        called.append(self.display.callback)
         self.checkpointing = Checkpointing(
             self.folder,
             parts.model,
             parts.optimizer,
-            callbacks,
-            documents(parts.model, self.preprocess, self.data.train.classes),
+            called,
+            documents(parts.model, self.preprocess, self.data.train.classes, self.plugins),
             ema=self.ema,
             monitor=train.monitor,
             mode=train.mode,
+            command=self.command,
         )
-        return [*callbacks, self.checkpointing, StopOnSignal()]
+        everything = [*called, self.checkpointing, StopOnSignal()]
+        refuse_same_names(everything)
+        return everything
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Put everything where the checkpoint left it."""
-        before = spelled_out(load([self.folder / "config.toml"], environ={}), self.registries)
+        stored = load([self.folder / "config.toml"], environ={})
+        before = with_layers(spelled_out(stored, self.registries))
         refuse(_changes(before.model_dump(), self.config.model_dump()))
         try:
             trainer, arrays = checkpoint.documents["trainer"], checkpoint.arrays
@@ -203,6 +223,8 @@ class _Run:
             for callback in self.callbacks:
                 if callback.name in trainer["callbacks"]:
                     callback.load_state_dict(trainer["callbacks"][callback.name])
+            for line in trainer.get("lacks", ()):
+                self._say(f"The checkpoint {checkpoint.path} is not whole. {line}")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The checkpoint {checkpoint.path} does not fit this run: {error}. Resume with "
@@ -212,7 +234,7 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Train, evaluate, draw, and return the summary."""
         self._write("config.toml", dumps(self.config))
-        environment = describe(cuda=self.asked.backend != "numpy")
+        environment = describe(cuda=self.asked.backend != "numpy") | {"plugins": self.plugins}
         self._write("env.json", json.dumps(environment, indent=1) + "\n")
         self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state))
         self.recorder.sinks.append(lambda row: self._log(as_line(row, self.state)))
@@ -230,7 +252,14 @@ class _Run:
         trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)
         if self.state.stop:
             self._say(f"Stopped: {self.state.stop}.")
-        summary = self._summary()
+        try:
+            summary = self._summary()
+        except Exception as error:
+            error.add_note(
+                f"The training is saved; only its results are missing. Once this is put right: "
+                f"{self.command}"
+            )
+            raise
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
@@ -290,8 +319,13 @@ class _Run:
             return []
         curve, attention = self.folder / "plots/curve.png", self.folder / "plots/attention.png"
         plots.learning_curve(self.folder / "metrics.jsonl", curve)
-        plots.attention_picture(best.model, self.data.test, best.preprocess, attention)
-        return [path.relative_to(self.folder).as_posix() for path in (curve, attention)]
+        drawn = [curve]
+        try:
+            plots.attention_picture(best.model, self.data.test, best.preprocess, attention)
+            drawn.append(attention)
+        except NotImplementedError as error:
+            self._say(f"No picture of attention: {error}")
+        return [path.relative_to(self.folder).as_posix() for path in drawn]
 
     def _write(self, name: str, text: str) -> None:
         files.write_file(self.folder / name, text)

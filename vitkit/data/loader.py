@@ -13,7 +13,7 @@ from vitkit.backend import philox
 from vitkit.data.dataset import Dataset, Splits
 from vitkit.data.order import order
 from vitkit.data.transforms import Transform
-from vitkit.errors import ConfigError, DataError
+from vitkit.errors import ConfigError, DataError, blaming
 from vitkit.validate import integer, noted
 
 
@@ -158,10 +158,11 @@ class Loader:
         images = self.dataset.images(indices)
         expected = (len(indices), *self.dataset.image_shape)
         if images.shape != expected or images.dtype != np.uint8:
-            raise DataError(
+            problem = DataError(
                 f"{type(self.dataset).__name__}.images returned {images.dtype} {images.shape}; "
                 f"uint8 {expected} is due."
             )
+            raise blaming(problem, self.dataset)
         if self.transforms:
             images = self._transformed(images, indices, epoch)
         return Batch(images, self.dataset.labels[indices], indices, position)
@@ -174,9 +175,10 @@ class Loader:
             for transform in self.transforms:
                 image = transform(image, rng)
                 if image.dtype != np.uint8 or image.shape != images.shape[1:]:
-                    raise DataError(
+                    problem = DataError(
                         f"The transform {transform!r} returned {image.dtype} {image.shape}; "
                         f"uint8 {images.shape[1:]}, what it was given, is due."
                     )
+                    raise blaming(problem, transform)
             transformed[place] = image
         return transformed

@@ -109,7 +109,8 @@ class ViT(Module):
         **options: Unpack[Options],
     ) -> None:
         if isinstance(variant, ViTConfig):
-            c = ViTConfig.from_dict({**variant.to_dict(), **options})
+            given = {name: value for name, value in options.items() if value is not None}
+            c = ViTConfig.from_dict({**variant.to_dict(), **given})
         else:
             c = ViTConfig.of(variant, **options)
         self.config = c

@@ -73,6 +73,11 @@ def active() -> Plugins:
         return _plugins[0]
 
 
+def who(error: BaseException) -> Plugin | None:
+    """Return the plugin that an error comes from, or None; loads nothing."""
+    return _plugins[0].who(error) if _plugins else None
+
+
 def registries() -> Registries:
     """Return what names stand for in this process."""
     return active().registries

@@ -130,14 +130,16 @@ class Plugins:
     def who(self, error: BaseException) -> Plugin | None:
         """Return the plugin whose code an error comes from, the innermost, or None.
 
-        Vitkit's own error about what a plugin's object returned has the object as its
+        Vitkit's own error about what a plugin's object returned has the object's module as its
         ``culprit``, see :func:`vitkit.errors.blaming`.
         """
-        found = self._owner(getattr(getattr(error, "culprit", None), "__module__", ""))
+        found = self._owner(getattr(error, "culprit", ""))
         trace = error.__traceback__
         while trace is not None:
             found = self._owner(trace.tb_frame.f_globals.get("__name__", "")) or found
             trace = trace.tb_next
+        if found is None and error.__cause__ is not None:
+            return self.who(error.__cause__)
         return found
 
     def _owner(self, module: str) -> Plugin | None:

@@ -1,6 +1,6 @@
 """A new plugin package: files that are written once, and are the author's from then on.
 
-A template engine such as copier would be 23 MB of packages for ten files and four words in them;
+A template engine such as copier would be 23 MB of packages for eight files and four words in them;
 :class:`string.Template` fills those in.
 """
 

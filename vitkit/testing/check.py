@@ -78,7 +78,7 @@ def outcome_of(check: Check) -> Outcome:
         return Outcome(check.name, None, str(reason))
     except AssertionError as error:
         return Outcome(check.name, False, str(error) or "an assertion without a message failed")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome(check.name, False, f"raised {type(error).__name__}: {error}{where(error)}")
     return Outcome(check.name, True)
 

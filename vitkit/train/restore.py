@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from vitkit.backend import ArrayModule
 from vitkit.checkpoint import Checkpoint
 from vitkit.errors import CheckpointError, ConfigError, suggestion
 from vitkit.models import ViT, ViTConfig
+from vitkit.nn.activation import ACTIVATIONS
+from vitkit.nn.layers import LAYERS, PARTS
+from vitkit.train.needed import missing, needed
 from vitkit.train.preprocess import Preprocess
 
 
@@ -36,12 +40,30 @@ class Restored:
     checkpoint: Checkpoint
 
 
-def documents(model: ViT, preprocess: Preprocess, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what a checkpoint must hold besides arrays for :func:`restore` to work."""
+def documents(
+    model: ViT,
+    preprocess: Preprocess,
+    classes: tuple[str, ...],
+    plugins: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return what a checkpoint must hold besides arrays for :func:`restore` to work.
+
+    Parameters
+    ----------
+    model : ViT
+        The model.
+    preprocess : Preprocess
+        How it sees pixels.
+    classes : tuple of str
+        What its outputs stand for.
+    plugins : sequence of dict, default ()
+        Those in use; see :mod:`vitkit.train.needed`.
+    """
     return {
         "model": model.config.to_dict(),
         "preprocess": preprocess.to_dict(),
         "classes": list(classes),
+        "plugins": list(plugins),
     }
 
 
@@ -103,7 +125,8 @@ def restore(
     ConfigError
         If ``which`` or ``weights`` is none of these.
     CheckpointError
-        If there is none, or it is damaged, or it is not a vitkit model.
+        If there is none, or it is damaged, or it is not a vitkit model, or a plugin that the
+        model is made with is not here.
     """
     _refuse_others("weights", weights, ("auto", "raw", "ema"))
     checkpoint = files.load(find_checkpoint(Path(path), which))
@@ -111,7 +134,8 @@ def restore(
     try:
         trainer = checkpoint.documents["trainer"]
         options = dict(trainer["model"])
-        config = ViTConfig.of(options.pop("variant"), **options)
+        _refuse_missing(trainer, options)
+        config = ViTConfig.from_dict(options)
         preprocess = Preprocess.from_dict(trainer["preprocess"])
         classes = tuple(str(name) for name in trainer["classes"])
         model = ViT(config, backend=None)
@@ -123,6 +147,17 @@ def restore(
             f"{f'{error} is missing' if isinstance(error, KeyError) else error}"
         ) from error
     return Restored(model, preprocess, classes, checkpoint)
+
+
+def _refuse_missing(trainer: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raise if a part of the model came from a plugin that is not here."""
+    named = [("layer", options.get(part)) for part in PARTS]
+    named.append(("activation", options.get("activation")))
+    known = {"layer": LAYERS, "activation": ACTIVATIONS}
+    absent = [f"{kind} {name}" for kind, name in named if name and name not in known[kind]]
+    lines = missing(needed(trainer), absent) if absent else []
+    if lines:
+        raise CheckpointError("\n".join(lines))
 
 
 def _weights(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:

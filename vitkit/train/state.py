@@ -30,6 +30,8 @@ class TrainState:
         The results of the latest epoch, such as ``"train_loss"`` and ``"val_loss"``.
     stop : str
         Why the run is to end before its last epoch; empty while it is not.
+    updating : bool
+        Whether step ``step + 1`` is changing the weights, which belong to no finished step then.
     """
 
     seed: int = 0
@@ -41,11 +43,23 @@ class TrainState:
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     stop: str = ""
+    updating: bool = False
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.epochs * self.steps_per_epoch
+
+    def begin_update(self) -> None:
+        """Say that the weights are about to change."""
+        self.updating = True
+
+    def end_step(self, batches: int, seconds: float) -> None:
+        """Count a step that is finished, and the batches and the time it took."""
+        self.updating = False
+        self.step += 1
+        self.position += batches
+        self.seconds += seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -55,4 +69,5 @@ class TrainState:
     def from_dict(cls, values: dict[str, Any]) -> TrainState:
         """Return the state that ``to_dict`` wrote, about to go on."""
         known = {f.name for f in fields(cls)}
-        return cls(**{**{k: v for k, v in values.items() if k in known}, "stop": ""})
+        kept = {name: value for name, value in values.items() if name in known}
+        return cls(**{**kept, "stop": "", "updating": False})

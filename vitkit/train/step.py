@@ -55,6 +55,7 @@ def train_step(
     seed: int,
     step: int,
     max_grad_norm: float | None = None,
+    before_update: Callable[[], None] | None = None,
 ) -> StepLog:
     """Update the model once from one or several batches, without waiting for the device.
 
@@ -78,6 +79,8 @@ def train_step(
         Where dropout draws from.
     max_grad_norm : float, optional
         The global norm that gradients are clipped to.
+    before_update : callable, optional
+        Called when the gradients are there: what fails before has not touched the weights.
 
     Returns
     -------
@@ -101,5 +104,7 @@ def train_step(
     norm = None
     if max_grad_norm is not None:
         norm = clip_global_norm(model.groups, max_grad_norm, xp=xp)
+    if before_update is not None:
+        before_update()
     optimizer.step(lr)
     return StepLog(total_loss, correct, count, norm, lr)

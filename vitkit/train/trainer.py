@@ -121,16 +121,17 @@ class Trainer:
                 f"got {loader!r}."
             )
         state = state or TrainState(seed=self.seed)
-        state.epochs = epochs
+        state.epochs, state.updating = epochs, False
         state.steps_per_epoch = -(-len(loader) // self.grad_accum)
         self.preprocess = Preprocess.of(loader.dataset)
-        self._call("on_start", state)
         try:
+            self._call("on_start", state)
             while state.epoch < epochs and not state.stop:
                 self._train_epoch(loader, state, self.preprocess)
             self._call("on_end", state)
         except BaseException as error:
-            self._call("on_error", state, error)
+            for failure in self._call_all("on_error", state, error):
+                error.add_note(f"Then {type(failure).__name__}: {failure}")
             raise
         return state
 
@@ -147,12 +148,13 @@ class Trainer:
                 seed=state.seed,
                 step=state.step,
                 max_grad_norm=self.max_grad_norm,
+                before_update=state.begin_update,
             )
-            state.step += 1
-            state.position += len(batches)
-            state.seconds += (now := time.perf_counter()) - started
+            state.end_step(len(batches), (now := time.perf_counter()) - started)
             started = now
-            self._call("on_step_end", state, log)
+            # A step that is made is seen by all, so that a checkpoint of it is whole.
+            if failures := self._call_all("on_step_end", state, log):
+                raise failures[0]
             if state.stop:
                 return
         state.epoch, state.position = state.epoch + 1, 0
@@ -166,6 +168,16 @@ class Trainer:
     def _call(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(*arguments)
+
+    def _call_all(self, event: str, *arguments: Any) -> list[Exception]:
+        """Call every callback, whatever others raise, and return that."""
+        failures = []
+        for callback in self.callbacks:
+            try:
+                getattr(callback, event)(*arguments)
+            except Exception as error:
+                failures.append(error)
+        return failures
 
     def evaluate(self, loader: Loader) -> Metrics:
         """Return the metrics over a loader's images, seen as the training images were."""

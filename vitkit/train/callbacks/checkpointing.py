@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import vitkit.checkpoint.files as files
+from vitkit.errors import CheckpointError
 from vitkit.nn.module import Module
 from vitkit.optim import EMA, Optimizer
 from vitkit.train.callbacks.base import Callback
+from vitkit.train.callbacks.content import Content, StateError
 from vitkit.train.callbacks.evaluation import Best
 from vitkit.train.state import TrainState
+from vitkit.train.step import StepLog
 
 OURS = ("step-", ".tmp-", ".old-")  # the latter two are left by processes that were killed
 
@@ -21,7 +25,9 @@ class Checkpointing(Callback):
     """Writes ``checkpoints/step-NNNNNNNN`` at the end of epochs, and when the run is stopped.
 
     ``last.json`` and ``best.json`` in the run folder name the latest and the best of them; the
-    others are removed.
+    others are removed. A run that breaks is written too, as it was after its last finished step.
+    Where that cannot be, since an update was half made or a state cannot be kept, the checkpoint
+    is called ``step-NNNNNNNN-partial``, and becomes the last only where there is no other.
 
     Parameters
     ----------
@@ -41,6 +47,8 @@ class Checkpointing(Callback):
         The metric that decides which is best, and whether less or more is better.
     every : int, default 1
         Epochs between checkpoints; the best and the last are always written.
+    command : str, default ""
+        With what a person goes on with a run that broke.
     """
 
     name = "checkpointing"
@@ -57,11 +65,19 @@ class Checkpointing(Callback):
         monitor: str = "val_loss",
         mode: str = "min",
         every: int = 1,
+        command: str = "",
     ) -> None:
         self.folder, self.model, self.optimizer, self.ema = folder, model, optimizer, ema
         self.callbacks, self.documents = callbacks, documents
-        self.best, self.every = Best(monitor, mode), every
+        self.best, self.every, self.command = Best(monitor, mode), every, command
         self.best_name = self.last_name = ""
+        self._before_end: Content | None = None
+
+    def on_step_end(self, state: TrainState, log: StepLog) -> None:
+        """Remember how all stand before the end of an epoch, which may break half-way."""
+        if state.step == (state.epoch + 1) * state.steps_per_epoch:
+            self._before_end = self._content(state)
+            self._before_end.callbacks = copy.deepcopy(self._before_end.callbacks)
 
     def on_epoch_end(self, state: TrainState) -> None:
         """Write a checkpoint if it is the best so far or due."""
@@ -70,28 +86,104 @@ class Checkpointing(Callback):
             self.best_name = self._name(state)
         if improved or state.epoch % self.every == 0 or state.epoch == state.epochs:
             self.save(state)
+        self._before_end = None
 
     def on_end(self, state: TrainState) -> None:
         """Write where the run was stopped, unless that has just been done."""
         if self.last_name != self._name(state):
             self.save(state)
 
+    def on_error(self, state: TrainState, error: BaseException) -> None:
+        """Write what a run that breaks has reached, and add to the error where it is."""
+        if not isinstance(error, Exception):  # a second Ctrl-C leaves at once
+            return
+        try:
+            note = self._rescue(state, error)
+        except Exception as failure:
+            note = f"What the run had reached could not be saved: {failure}"
+        if note:
+            error.add_note(note)
+
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint of now, point ``last.json`` (and ``best.json``) at it, and tidy up."""
-        self.last_name = name = self._name(state)
-        arrays = {"model": self.model.state_dict(), "optim": self.optimizer.state_dict()}
-        if self.ema is not None:
-            arrays["ema"] = self.ema.state_dict()
-        states = {c.name: kept for c in (*self.callbacks, self) if (kept := c.state_dict())}
-        trainer = {**self.documents, "state": state.to_dict(), "callbacks": states}
-        files.save(self.folder / "checkpoints" / name, arrays, {"trainer": trainer})
-        files.write_pointer(self.folder / "last.json", name, step=state.step, epoch=state.epoch)
+        """Write a checkpoint of now, point ``last.json`` (and ``best.json``) at it, and tidy up.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written, or holds a state that cannot be kept; the one before is
+            still the last then.
+        """
+        content = self._content(state)
+        content.add_arrays(self._sources)
+        if content.problems:
+            raise content.problems[0]
+        self._write(self._name(state), content)
+
+    def _rescue(self, state: TrainState, error: Exception) -> str:
+        """Save what a broken run has reached, if it has not been, and return what to say."""
+        hopeless = isinstance(error, FloatingPointError) or (
+            isinstance(error, CheckpointError) and not isinstance(error, StateError)
+        )  # numbers that are not finite; a disk that has just refused to hold them
+        if hopeless or self.last_name == self._name(state):
+            return self._go_on(f"The last checkpoint is {self._path(self.last_name)}.")
+        content = self._content(state)
+        if self._before_end is not None and self._before_end.state["step"] == state.step:
+            content = self._before_end  # a resumed run comes to the end of the epoch again
+            self.load_state_dict(content.callbacks[self.name])
+        content.add_arrays(self._sources)
+        if "model" not in content.arrays:
+            raise content.problems[-1]
+        lacks = [str(problem) for problem in content.problems]
+        if state.updating:
+            lacks.insert(0, "An update of the weights was half made.")
+        name = f"{self._name(state)}-partial" if lacks else self._name(state)
+        before = self.last_name
+        self._write(name, content, lacks)
+        place = self._path(name)
+        if not lacks:
+            return self._go_on(f"All {state.step} finished steps are in {place}.")
+        kept = f"{place} is not whole. {' '.join(lacks)}"
+        return self._go_on(f"{kept} The last checkpoint is {self._path(before or name)}.")
+
+    def _go_on(self, where: str) -> str:
+        """Return where the last checkpoint is and how to go on; nothing where there is none."""
+        if not self.last_name:
+            return ""
+        return f"{where} Once this is put right: {self.command}" if self.command else where
+
+    @property
+    def _sources(self) -> dict[str, tuple[str, Any]]:
+        return {
+            "model": ("model", self.model),
+            "optim": ("optimizer", self.optimizer),
+            "ema": ("average", self.ema),
+        }
+
+    def _content(self, state: TrainState) -> Content:
+        return Content.of(state, (*self.callbacks, self))
+
+    def _write(self, name: str, content: Content, lacks: Sequence[str] = ()) -> None:
+        """Write a checkpoint; it becomes the last unless it lacks what the one before has."""
+        last = self.last_name if lacks and self.last_name else name
+        own = {**content.callbacks[self.name], "last_name": last}
+        trainer = {
+            **self.documents,
+            "state": content.state,
+            "callbacks": {**content.callbacks, self.name: own},
+        }
+        if lacks:
+            trainer["lacks"] = list(lacks)
+        files.save(self._path(name), content.arrays, {"trainer": trainer})
+        if last == name:
+            step, epoch = content.state["step"], content.state["epoch"]
+            files.write_pointer(self.folder / "last.json", name, step=step, epoch=epoch)
+        self.last_name = last
         if self.best_name:
             # Each time, since a process that died just before this line has left the old one.
             value = {self.best.monitor: self.best.value}
             files.write_pointer(self.folder / "best.json", self.best_name, **value)
         for other in (self.folder / "checkpoints").iterdir():
-            if other.name.startswith(OURS) and other.name not in (name, self.best_name):
+            if other.name.startswith(OURS) and other.name not in (name, last, self.best_name):
                 shutil.rmtree(other, ignore_errors=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,6 +194,9 @@ class Checkpointing(Callback):
         """Take up which checkpoint is the last and which is best."""
         self.last_name, self.best_name = values["last_name"], values["best_name"]
         self.best.value = values["best"]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "checkpoints" / name
 
     @staticmethod
     def _name(state: TrainState) -> str:

@@ -116,7 +116,7 @@ class Best:
             return False
         if self.value is not None and self.sign * (value - self.value) <= self.min_delta:
             return False
-        self.value = value
+        self.value = float(value)
         return True
 
 

@@ -1,0 +1,42 @@
+"""What commands do about the plugins of a run: compare them, and keep their prints aside."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vitkit.cli.plugin_option import loaded
+
+if TYPE_CHECKING:
+    from vitkit.config.run import RunConfig
+
+
+def compare(
+    trainer: dict[str, Any], config: RunConfig | None = None, kinds: Collection[str] | None = None
+) -> None:
+    """Compare the plugins of a run, as its checkpoint knows them, with those that are here.
+
+    One that is another, or of another version, is said on stderr; one that brought a name of the
+    configuration, of these kinds, and is missing is an error.
+    """
+    from vitkit.train.needed import needed
+
+    recorded = [plugin for plugin in needed(trainer) if plugin.uses]
+    if not recorded:
+        return
+    from vitkit.config.plugin_record import changes, refuse_missing
+
+    if config is not None:
+        refuse_missing(config, recorded, loaded(), kinds)
+    for line in changes(recorded, loaded()):
+        typer.echo(f"vitkit: {line}", err=True)
+
+
+def prints_aside() -> AbstractContextManager[Any]:
+    """Send what plugins print to stderr, since stdout is for results, which may be JSON."""
+    return contextlib.redirect_stdout(sys.stderr)
