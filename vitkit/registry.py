@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,6 +157,7 @@ class Registry(Mapping[str, Any]):
 
 _finders: list[Callable[[], object]] = []
 _looked: list[tuple[str, ...]] = []
+_searching = threading.RLock()
 
 
 def on_missing_name(finder: Callable[[], object]) -> None:
@@ -166,15 +168,16 @@ def on_missing_name(finder: Callable[[], object]) -> None:
 def discover() -> None:
     """Load what may register a missing name, or a kernel; again only where the path has changed."""
     path = tuple(sys.path)
-    if path in _looked:
-        return
-    _looked[:] = [path]  # before the search: a plugin may make a model when it is imported
-    try:
-        for finder in _finders:
-            finder()
-    except BaseException:  # the next name or model tries again, and fails again
-        _looked.clear()
-        raise
+    with _searching:  # other threads wait for the names
+        if path in _looked:
+            return
+        _looked[:] = [path]  # before the search: a plugin may make a model when it is imported
+        try:
+            for finder in _finders:
+                finder()
+        except BaseException:  # the next name or model tries again, and fails again
+            _looked.clear()
+            raise
 
 
 def is_name(word: object) -> bool:

@@ -245,10 +245,10 @@ def test_one_that_the_run_has_already_is_refused(
     with pytest.raises(ConfigError) as caught:
         run(config, tmp_path / "run", Console(quiet=True))
     assert caught.value.problems == [
-        f"train.callbacks: a second callback of this run is named {name!r}, under which the state "
-        "of the first is kept; leave one of them out."
+        f"train.callbacks[0]: a second callback of this run is named {name!r}, under which the "
+        "state of the first is kept; leave one of them out."
     ]
-    assert not (tmp_path / "run" / "config.toml").exists()
+    assert not (tmp_path / "run").exists()  # found before there was a folder
 
 
 def test_one_by_name_can_end_a_run(known: Registries, configure: Configure, tmp_path: Path) -> None:
@@ -291,3 +291,20 @@ def test_a_run_of_before_layers_had_names_can_be_resumed(
         run(configure("model.attention=straight", file=stored), folder, console, resume=True)
     assert run(configure(file=stored), folder, console, resume=True)["steps"] == 8
     assert tomllib.loads(stored.read_text())["model"].items() >= named.items()
+
+
+@pytest.mark.parametrize("taken", ["checkpointing", "validation", "recorder"])
+def test_the_name_of_a_callback_of_every_run_is_refused_at_once(
+    taken: str, configure: Configure, with_plugin: WithPlugin
+) -> None:
+    class Taker(Callback):
+        name = taken
+
+    class Zoo:
+        @hookimpl
+        def register_callbacks(self, register: Any) -> None:
+            register("taker", Taker)
+
+    known = with_plugin(Zoo())
+    problems = preflight(configure("train.callbacks=['taker']"), None, None, known)
+    assert any(f"is named {taken!r}" in problem for problem in problems), problems

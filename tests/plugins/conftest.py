@@ -38,8 +38,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_looked", [])
     yield
     for plugins in discovery._plugins:
-        for name in list(plugins.loaded)[1:]:
-            plugins.unload(name)
+        plugins.unload_all()
 
 
 @pytest.fixture

@@ -119,7 +119,8 @@ def test_two_distributions_with_a_plugin_of_one_name(install: Any, said: list[st
     install("tiger", distribution="zoo-b", module="other_tiger")
     assert active().loaded["tiger"].origin == "zoo-a"
     assert said == [
-        "Plugin 'tiger (zoo-b 1.0)' cannot be used: its name is that of plugin 'tiger (zoo-a 1.0)'"
+        "Plugin 'tiger (zoo-b 1.0)' cannot be used: its name is that of plugin 'tiger (zoo-a "
+        "1.0)'; uninstall one of the two"
     ]
 
 
@@ -176,9 +177,9 @@ def test_a_file_is_a_plugin_and_can_be_edited(tmp_path: Path, said: list[str]) -
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("gone.py", None, "there is no file"),
+        ("gone.py", None, "is not there"),
         ("text.txt", "import this", "is no Python file: its name must end in .py"),
-        ("folder.py", ..., "there is no file"),
+        ("folder.py", ..., "is a folder, no Python file"),
         ("needs.py", "import surely_not_installed", "needs 'surely_not_installed', which is not"),
     ],
 )
@@ -266,3 +267,83 @@ def test_a_model_runs_on_the_kernels_of_installed_plugins(install: Any, said: li
     install("fast", KERNEL)
     layer = vitkit.nn.Activation(vitkit.nn.ACTIVATIONS["relu"], xp=np)
     np.testing.assert_array_equal(layer(np.zeros(3, np.float32)), np.full(3, 7, np.float32))
+
+
+def test_threads_that_ask_while_plugins_load_wait_for_the_names(
+    install: Any, said: list[str]
+) -> None:
+    install("soft", "import time; time.sleep(0.3)\n" + MISH.format(name="mish"))
+    made: list[Any] = []
+
+    def make() -> None:
+        made.append(vitkit.ViT("Ti/4", activation="mish", **SIZES))
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 4
+
+
+def test_files_of_one_name_in_two_folders(tmp_path: Path, said: list[str]) -> None:
+    for folder, name in (("one", "mish"), ("two", "mish2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "idea.py").write_text(MISH.format(name=name))
+    first = load(tmp_path / "one" / "idea.py")
+    with pytest.raises(PluginError, match=r"its name is that of plugin 'idea .*; rename the file"):
+        load(tmp_path / "two" / "idea.py")
+    second = load(tmp_path / "two" / "idea.py", "other")
+    assert first.module != second.module
+    assert {"mish", "mish2"} <= set(plugins.registries().activations.names())
+
+
+def test_a_file_cannot_take_the_name_of_vitkit(tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "vitkit.py").write_text(MISH.format(name="mish"))
+    with pytest.raises(PluginError, match="its name is that of plugin 'vitkit'; rename the file"):
+        load(tmp_path / "vitkit.py")
+    with pytest.raises(PluginError, match="comes with vitkit and cannot be unloaded"):
+        plugins.unload("vitkit")
+    assert "adamw" in plugins.registries().optimizers
+
+
+def test_an_installed_plugin_is_not_loaded_twice(install: Any, said: list[str]) -> None:
+    install("tiger")
+    module = sys.modules[active().loaded["tiger"].module]
+    with pytest.raises(PluginError, match=r"it is loaded already, as 'tiger \(dist-tiger 1\.0\)'"):
+        load(module)
+
+
+def test_plugins_do_not_load_each_other(tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "inner.py").write_text(MISH.format(name="mish"))
+    for name in ("outer.py", "itself.py"):
+        target = tmp_path / ("inner.py" if name == "outer.py" else name)
+        (tmp_path / name).write_text(f"import vitkit\nvitkit.plugins.load({str(target)!r})\n")
+        with pytest.raises(
+            PluginError, match="tries to load it while being loaded itself"
+        ) as caught:
+            load(tmp_path / name)
+        assert len(str(caught.value)) < 1000
+    assert "inner" not in active().loaded
+
+
+def test_a_home_folder_is_understood(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "idea.py").write_text(MISH.format(name="mish"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert load("~/idea.py").provides == {"activations": ["mish"]}
+
+
+@pytest.mark.parametrize("value", ["true", "YES", "on", "1"])
+def test_switches_understand_what_people_write(
+    value: str, install: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("tiger")
+    monkeypatch.setenv("VITKIT_DISABLE_PLUGINS", value)
+    assert "tiger" not in active().loaded
+    discovery._plugins.clear()
+    monkeypatch.setenv("VITKIT_DISABLE_PLUGINS", "maybe")
+    with pytest.raises(PluginError, match="VITKIT_DISABLE_PLUGINS: got 'maybe', expected 1 or 0"):
+        active()

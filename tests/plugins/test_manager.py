@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from dataclasses import fields
@@ -252,6 +253,30 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         {"register_kernels": lambda r: r("gelu", lambda x: x)},
         r"The numpy kernel of gelu takes \(x\); it must take \(x, \*, xp\)",
     ),
+    "a kernel for no array module": (
+        {"register_kernels": lambda r: r("gelu", lambda x, *, xp: x, backend="Numpy")},
+        r"backend: got 'Numpy', expected one of cupy, numpy.*; did you mean 'numpy'",
+    ),
+    "a name that is no text": (
+        {"register_losses": lambda r: r(3, loss)},
+        r"it registers the loss 3; a name is made of letters",
+    ),
+    "a wrong example": (
+        {"register_schedules": lambda r: r("flat", abs, example="lr=1")},
+        r"example: got 'lr=1', expected a dict of arguments",
+    ),
+    "a wrong shape": (
+        {"register_layers": lambda r: r("swish", nn.MLP, example={}, shape=(5, "8"))},
+        r"shape: got \(5, '8'\), expected a tuple of whole numbers",
+    ),
+    "a twin that is no function": (
+        {"register_losses": lambda r: r("mse", loss, torch="mse_loss")},
+        r"torch: got 'mse_loss', which cannot be called",
+    ),
+    "a prepare of another signature": (
+        {"register_datasets": lambda r: r("photos", abs, prepare=lambda folder: folder)},
+        r"takes \(folder\); it must take \(folder, progress\)",
+    ),
     "a name with a dash": (
         {"register_losses": lambda r: r("my-loss", loss)},
         r"a name is made of letters, digits and '_'",
@@ -280,6 +305,60 @@ def test_a_hook_that_is_not_marked(own: Plugins) -> None:
 
 def test_a_module_without_hooks(own: Plugins) -> None:
     assert "it implements no hook" in why(own, ModuleType("zoo"))
+
+
+def test_a_hook_that_is_no_plain_function(own: Plugins) -> None:
+    async def waits(register: Any) -> None:
+        register("mse", loss)
+
+    def yields(register: Any) -> Any:
+        yield register("mse", loss)
+
+    for hook, expected in (
+        (waits, "register_losses must be a plain function: write def, not async def"),
+        (yields, "register_losses must be a plain function, without yield"),
+        (functools.partial(yields), "register_losses must be a function; got an object of partial"),
+    ):
+        module = ModuleType("zoo")
+        module.register_losses = hookimpl(hook)  # type: ignore[attr-defined]
+        assert expected in why(own, module)
+
+
+def test_register_ends_with_its_hook(own: Plugins) -> None:
+    kept: list[Any] = []
+
+    def keep(register: Any) -> None:
+        register("mse", loss)
+        kept.append(register)
+
+    own.load(plugin_with(register_losses=keep), Plugin("zoo"))
+    with pytest.raises(PluginError, match="calls register after its hook has returned"):
+        kept[0]("late", loss)
+    assert "late" not in own.registries.losses
+
+
+def test_objects_that_are_made_when_looked_at_are_left_alone(own: Plugins) -> None:
+    class Lazy:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("not ready")
+
+    module = plugin_with(register_losses=lambda register: register("mse", loss))
+    module.later = Lazy()  # type: ignore[attr-defined]
+    own.load(module, Plugin("zoo"))
+    assert "mse" in own.registries.losses
+
+
+def test_names_that_differ_by_a_dash_are_two(own: Plugins) -> None:
+    for name, registered in (("a_b", "one"), ("a-b", "two"), ("a-b", "three")):
+        hook = {"register_losses": lambda r, registered=registered: r(registered, loss)}
+        own.load(plugin_with(**hook), Plugin(name))
+    assert list(own.loaded) == ["vitkit", "a_b", "a-b"]
+    assert {"one", "three"} <= set(own.registries.losses)
+    assert "two" not in own.registries.losses
+
+
+def test_a_distribution_that_is_called_as_its_plugin_shows_its_version() -> None:
+    assert Plugin("good", origin="good", version="1.0").label == "good 1.0"
 
 
 @pytest.mark.parametrize("names", [("registry",), (), ("register", "more")])

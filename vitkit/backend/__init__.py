@@ -6,6 +6,7 @@ from vitkit.backend.modules import Backend as Backend
 from vitkit.backend.modules import array_module as array_module
 from vitkit.backend.modules import backend_of as backend_of
 from vitkit.backend.modules import erf as erf
+from vitkit.backend.modules import known_backends as known_backends
 from vitkit.backend.modules import register_backend as register_backend
 from vitkit.backend.modules import synchronize as synchronize
 from vitkit.backend.modules import to_numpy as to_numpy

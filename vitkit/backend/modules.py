@@ -72,6 +72,11 @@ def register_backend(backend: Backend) -> None:
     _BACKENDS[backend.name] = backend
 
 
+def known_backends() -> list[str]:
+    """Return the names of the array modules that there can be here, sorted."""
+    return sorted({*_BACKENDS, *NAMES} - {"auto"})
+
+
 def backend_of(xp: ArrayModule) -> Backend:
     """Return what is known about the array module ``xp``.
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 COMMANDS: dict[str, Any] = {}
 """The commands that ship, by name; :mod:`vitkit.cli.main` fills it in."""
-_files: list[Path] = []
+plugin_files: list[Path] = []
+"""Those that ``--plugin`` has loaded."""
 
 
 def loaded() -> Plugins:
@@ -35,7 +36,7 @@ def loaded() -> Plugins:
 
 def wanted() -> Plugins | None:
     """Return the plugins if there are any besides vitkit's own; otherwise nothing is imported."""
-    return loaded() if _files or entry_points(group="vitkit") else None
+    return loaded() if plugin_files or entry_points(group="vitkit") else None
 
 
 def plugin_commands() -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _load(context: typer.Context, files: list[Path] | None) -> list[Path] | None
         loaded()
         for file in files:
             load(file)
-            _files.append(file)
+            plugin_files.append(file)
     return files
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vitkit.cli.plugin_option import loaded
+from vitkit.cli.plugin_option import loaded, plugin_files
 
 if TYPE_CHECKING:
     from vitkit.config.run import RunConfig
@@ -40,3 +41,8 @@ def compare(
 def prints_aside() -> AbstractContextManager[Any]:
     """Send what plugins print to stderr, since stdout is for results, which may be JSON."""
     return contextlib.redirect_stdout(sys.stderr)
+
+
+def plugin_options() -> str:
+    """Return the options that load the same files as this command line, to be shown in others."""
+    return "".join(f"--plugin {shlex.quote(str(file))} " for file in plugin_files)

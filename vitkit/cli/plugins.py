@@ -28,6 +28,8 @@ def list_(
 ) -> None:
     """List plugins, what each registers, and what failed; check one; begin one."""
     if context.invoked_subcommand is not None:
+        if as_json:
+            raise typer.BadParameter("write --json after the command", param_hint="--json")
         return
     plugins = loaded()
     if as_json:
@@ -72,7 +74,7 @@ def check(
     from vitkit.testing.plugin_checks import plugin_checks
 
     plugins = loaded()
-    if name.endswith(".py") and Path(name).is_file() and not plugin:
+    if name.endswith(".py") and Path(name).is_file() and Path(name) not in (plugin or ()):
         from vitkit.plugins import load
 
         record = load(Path(name))

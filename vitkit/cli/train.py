@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
-from vitkit.cli.plugin_use import compare, prints_aside
+from vitkit.cli.plugin_use import compare, plugin_options, prints_aside
 
 STOPPED = {"interrupted": 130, "terminated": 143}
 
@@ -93,11 +93,13 @@ def train(
     if resume is not None:
         folder = _folder_to_resume(resume, out)
         files.insert(0, folder / "config.toml")
-    chosen = load(files, settings or (), flags, check=further_problems)
-    if folder is not None:
-        compare(load_document(find_checkpoint(folder, "last"), "trainer"), chosen)
+    with prints_aside():
+        chosen = load(files, settings or (), flags, check=further_problems)
+        if folder is not None:
+            compare(load_document(find_checkpoint(folder, "last"), "trainer"), chosen)
+        if print_config:
+            refuse(preflight(chosen, None, None, registries()))
     if print_config:
-        refuse(preflight(chosen, None, None, registries()))
         typer.echo(dumps(chosen), nl=False)
         return
     folder = folder or _new(out / folder_name(chosen))
@@ -154,9 +156,9 @@ def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
         typer.echo(f"picture       {folder / picture}")
     typer.echo("\nNext, try:")
     if summary["stopped"] in STOPPED:
-        typer.echo(f"  vitkit train --resume {folder}")
+        typer.echo(f"  vitkit train {plugin_options()}--resume {folder}")
         return
-    typer.echo(f"  vitkit evaluate {folder}")
-    typer.echo(f"  vitkit predict {folder} IMAGE.png")
+    typer.echo(f"  vitkit evaluate {plugin_options()}{folder}")
+    typer.echo(f"  vitkit predict {plugin_options()}{folder} IMAGE.png")
     if summary["dataset"] == "digits":
         typer.echo("  vitkit data prepare mnist && vitkit train --dataset mnist")

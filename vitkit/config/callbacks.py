@@ -13,12 +13,27 @@ from vitkit.errors import ConfigError
 from vitkit.models import ViT
 from vitkit.optim import Optimizer
 from vitkit.plugins import Registries
-from vitkit.train.callbacks import Callback
+from vitkit.train.callbacks import (
+    Average,
+    Callback,
+    Checkpointing,
+    EarlyStopping,
+    Recorder,
+    StopOnSignal,
+    TimeLimit,
+    Validation,
+)
 
 FROM_THE_RUN = ("model", "optimizer", "folder")
 """What a callback is given, where its parameters name it: the model, placed; the optimizer,
 attached to it; the run folder, a Path. The rest of its arguments are the configuration's, and how
 far the run has come is in the ``state`` that its methods get."""
+
+
+OF_EVERY_RUN = tuple(
+    each.name for each in (Average, Validation, Recorder, Checkpointing, StopOnSignal)
+)
+"""The names of the callbacks that a run has, or can have, whatever its configuration names."""
 
 
 def callback_problems(config: RunConfig, registries: Registries) -> list[str]:
@@ -37,7 +52,9 @@ def callback_problems(config: RunConfig, registries: Registries) -> list[str]:
         One line for each problem.
     """
     problems: list[str] = []
-    names: list[str] = []
+    names = [*OF_EVERY_RUN]
+    names += [EarlyStopping.name] if config.train.patience is not None else []
+    names += [TimeLimit.name] if config.train.max_time is not None else []
     for index, spec in enumerate(config.train.callbacks):
         where = f"train.callbacks[{index}]"
         try:

@@ -22,6 +22,8 @@ SET_ELSEWHERE = {
     "weight_decay": "train.weight_decay",
 }
 """Arguments of components that are settings of their own, or come from the run."""
+OPEN = ("lr", "weight_decay")
+"""Those that a configuration may leave to the component's own default."""
 
 
 def made_by_name(where: str, registry: Registry, spec: Spec, settings: Mapping[str, Any]) -> Any:
@@ -56,15 +58,20 @@ def check_arguments(
     taken = {*spec.kwargs, *settings} if parameters is None else set(parameters)
     problems = _misnamed(where, spec, taken - later, settings)
     problems += [
-        f"{where}: {spec.name} needs {name}; write {spec.name}({name}=...)."
+        f"{where}: {spec.name} needs {name}; {_where_to_set(spec, name)}."
         for name, parameter in (parameters or {}).items()
         if parameter.default is parameter.empty
         and parameter.kind is not parameter.VAR_POSITIONAL
-        and name not in {*spec.kwargs, *settings, *later}
+        and name not in {*spec.kwargs, *later}
+        and (name not in settings or (name in OPEN and settings[name] is None))
     ]
     if problems:
         raise ConfigError(problems)
     return parameters
+
+
+def _where_to_set(spec: Spec, name: str) -> str:
+    return f"set {SET_ELSEWHERE[name]}" if name in OPEN else f"write {spec.name}({name}=...)"
 
 
 def _misnamed(where: str, spec: Spec, taken: set[str], settings: Mapping[str, Any]) -> list[str]:

@@ -48,6 +48,7 @@ from vitkit.train.callbacks import (
     Validation,
     as_line,
 )
+from vitkit.train.callbacks.stopping import SecondSignal
 from vitkit.train.environment import describe
 from vitkit.train.evaluate import evaluate
 from vitkit.train.needed import needed
@@ -149,11 +150,11 @@ class _Run:
         self, prepared: Prepared, folder: Path, display: Display, checkpoint: Checkpoint | None
     ) -> None:
         self.folder, self.display = folder, display
-        self.command = f"vitkit train --resume {shlex.quote(str(folder))}"
         self.asked, self.registries = prepared.config, prepared.registries
         self.config = resolved(self.asked, prepared.parts, self.registries)
         self.data, self.parts = prepared.data, prepared.parts
         self.plugins = record_of(self.config, active())
+        self.command = f"vitkit train {self._options()}--resume {shlex.quote(str(folder))}"
         self.preprocess = Preprocess.of(self.data.train)
         decay = self.config.train.ema_decay
         self.ema = EMA(self.parts.model, decay) if decay is not None else None
@@ -239,6 +240,20 @@ class _Run:
         self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state))
         self.recorder.sinks.append(lambda row: self._log(as_line(row, self.state)))
         self._say(self._headline())
+        self._train()
+        if self.state.stop:
+            self._say(f"Stopped: {self.state.stop}.")
+        try:
+            summary = self._summary()
+        except Exception as error:
+            note = "The training is saved, and only its results are missing."
+            error.add_note(f"{note} Once this is put right: {self.command}")
+            raise
+        self._write("summary.json", json.dumps(summary, indent=1) + "\n")
+        return summary
+
+    def _train(self) -> None:
+        """Train to the end; a plugin that would end the program is an error."""
         trainer = Trainer(
             self.parts.model,
             self.parts.optimizer,
@@ -249,19 +264,20 @@ class _Run:
             max_grad_norm=self.config.train.max_grad_norm,
             seed=self.config.seed,
         )
-        trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)
-        if self.state.stop:
-            self._say(f"Stopped: {self.state.stop}.")
         try:
-            summary = self._summary()
-        except Exception as error:
-            error.add_note(
-                f"The training is saved; only its results are missing. Once this is put right: "
-                f"{self.command}"
-            )
+            trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)
+        except SecondSignal:
             raise
-        self._write("summary.json", json.dumps(summary, indent=1) + "\n")
-        return summary
+        except SystemExit as error:
+            problem = RuntimeError(f"it tried to end the program (SystemExit: {error.code})")
+            for note in getattr(error, "__notes__", ()):
+                problem.add_note(note)
+            raise problem from error
+
+    def _options(self) -> str:
+        """Return the options of the command line with which the plugins of the run are loaded."""
+        used = [each for each in self.plugins if each["source"] == "file" and each["uses"]]
+        return "".join(f"--plugin {shlex.quote(each['origin'])} " for each in used)
 
     def _headline(self) -> str:
         model, train = self.parts.model, self.config.train

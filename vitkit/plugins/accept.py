@@ -17,7 +17,7 @@ from vitkit.nn.layers import PARTS
 from vitkit.nn.module import Module
 from vitkit.ops import Op
 from vitkit.optim import Optimizer
-from vitkit.registry import Registry
+from vitkit.registry import Registry, is_name
 from vitkit.train.callbacks import Callback
 
 DETAILS: dict[str, tuple[str, ...]] = {
@@ -67,10 +67,32 @@ def problem(kind: str, objects: tuple[Any, ...], details: Mapping[str, Any]) -> 
             known = ", ".join(DETAILS[kind]) or "none"
             near = suggestion(name, DETAILS[kind]) or "."
             return f"{name}= is not understood{near} Known: {known}"
+    wrong_detail = _wrong_detail(details)
+    if wrong_detail:
+        return wrong_detail
     if kind != "models" and not all(callable(each) for each in objects):
         wrong = next(each for each in objects if not callable(each))
         return f"got {wrong!r}, which cannot be called"
     return CHECKS[kind](objects, details)
+
+
+def _wrong_detail(details: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a keyword; None says that nothing is known, as leaving it out."""
+    for name in ("torch", "reference", "inputs", "prepare"):
+        value = details.get(name)
+        if value is not None and not callable(value):
+            return f"{name}: got {value!r}, which cannot be called"
+    example, shape, title = (details.get(name) for name in ("example", "shape", "title"))
+    if example is not None and not (isinstance(example, dict) and all(map(is_name, example))):
+        return f"example: got {example!r}, expected a dict of arguments, {{'size': 8}}"
+    if shape is not None and not (
+        isinstance(shape, tuple) and all(type(side) is int and side > 0 for side in shape)
+    ):
+        return f"shape: got {shape!r}, expected a tuple of whole numbers, that of one sample"
+    if title is not None and not isinstance(title, str):
+        return f"title: got {title!r}, expected a text"
+    prepare = details.get("prepare")
+    return prepare and _signature(prepare, ("folder", "progress"), "(folder, progress)", xp=False)
 
 
 def _activation(objects: tuple[Any, ...], details: Mapping[str, Any]) -> str | None:
@@ -179,14 +201,16 @@ def op_names(activations: Registry) -> list[str]:
     return sorted(own | theirs)
 
 
-def _signature(function: Any, arrays: tuple[str, ...], expected: str) -> str | None:
+def _signature(
+    function: Any, arrays: tuple[str, ...], expected: str, *, xp: bool = True
+) -> str | None:
     """Return what is wrong with how a function is called: positional arrays, then ``xp``."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return None  # it does not say
     try:
-        signature.bind(*arrays, xp=None)
+        signature.bind(*arrays, **({"xp": None} if xp else {}))
     except TypeError:
         name = getattr(function, "__name__", repr(function))
         return f"{name} takes {signature}; it must take {expected}"

@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
+from vitkit.plugins.judge import switched_on
 from vitkit.plugins.manager import Plugins, module_of, timed_load
 from vitkit.plugins.record import Failure, Plugin
 from vitkit.plugins.registries import Registries
@@ -68,7 +69,8 @@ def active() -> Plugins:
                     plugins.load(plugin, Plugin(name, source="built in", origin=name))
                 _load_installed(plugins)
             except BaseException:
-                _forget(plugins)
+                plugins.unload_all()
+                _plugins.clear()  # the next call tries again
                 raise
         return _plugins[0]
 
@@ -105,12 +107,13 @@ def load(plugin: ModuleType | object | str | os.PathLike[str], name: str | None 
     PluginError
         If it cannot be used; the message says why, and nothing has changed.
     """
-    plugins = active()
-    if isinstance(plugin, (str, os.PathLike)):
-        return _load_file(plugins, Path(plugin), name)
-    given = name or (plugin.__name__ if isinstance(plugin, (ModuleType, type)) else None)
-    record = Plugin(given or type(plugin).__name__, module=module_of(plugin))
-    return plugins.load(plugin, record)
+    with _lock:
+        plugins = active()
+        if isinstance(plugin, (str, os.PathLike)):
+            return _load_file(plugins, Path(plugin).expanduser(), name)
+        given = name or (plugin.__name__ if isinstance(plugin, (ModuleType, type)) else None)
+        record = Plugin(given or type(plugin).__name__, module=module_of(plugin))
+        return plugins.load(plugin, record)
 
 
 def unload(name: str) -> None:
@@ -124,20 +127,24 @@ def unload(name: str) -> None:
     Raises
     ------
     PluginError
-        If no plugin of that name is loaded.
+        If no plugin of that name is loaded, or it comes with vitkit.
     """
-    active().unload(name)
+    with _lock:
+        active().unload(name)
 
 
 def _load_file(plugins: Plugins, path: Path, name: str | None) -> Plugin:
     """Run a Python file as a module of its own and load it."""
     record = Plugin(name or path.stem, source="file", origin=str(path))
-    record.module = f"vitkit_plugin_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}"
+    # The place is part of the module's name: files of one name in two folders are two modules.
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    record.module = f"vitkit_plugin_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{place}"
     before = sys.modules.get(record.module)
 
     def get() -> ModuleType:
         if not path.is_file():
-            raise PluginError(f"there is no file {path}")
+            what = "is a folder, no Python file" if path.is_dir() else "is not there"
+            raise PluginError(f"{path} {what}")
         record.version = f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
         spec = importlib.util.spec_from_file_location(record.module, path)
         if spec is None or spec.loader is None:
@@ -158,18 +165,18 @@ def _load_file(plugins: Plugins, path: Path, name: str | None) -> Plugin:
 
 def _load_installed(plugins: Plugins) -> None:
     """Load entry points one by one; whatever one does, the others and vitkit go on."""
-    if os.environ.get("VITKIT_DISABLE_PLUGINS") == "1":
+    strict = switched_on("VITKIT_STRICT_PLUGINS")
+    if switched_on("VITKIT_DISABLE_PLUGINS"):
         return
     found = sorted(entry_points(group=GROUP), key=lambda point: (point.name, _distribution(point)))
     for point in _selected(plugins, found):
         record = _record(point)
         try:
-            _refuse_taken(plugins, record)
             timed_load(plugins, record, point.load)
         except PluginError as error:
             plugins.failed.append(Failure(record, str(error), error))
     say = _said[-1] if _said else _warn
-    if plugins.failed and os.environ.get("VITKIT_STRICT_PLUGINS") == "1":
+    if plugins.failed and strict:
         lines = [str(failure) for failure in plugins.failed]
         raise PluginError("\n".join(lines)) from plugins.failed[0].error
     for line in (*map(str, plugins.failed), *plugins.notes):
@@ -194,15 +201,6 @@ def _selected(plugins: Plugins, found: Iterable[EntryPoint]) -> list[EntryPoint]
     return [p for p in found if any(_record(p).answers_to(name) for name in names)]
 
 
-def _refuse_taken(plugins: Plugins, record: Plugin) -> None:
-    """Raise if another distribution has an entry point of the same name."""
-    other = plugins.loaded.get(record.name)
-    if other is not None:
-        raise PluginError(
-            f"Plugin {record.label!r} cannot be used: its name is that of plugin {other.label!r}"
-        )
-
-
 def _record(point: EntryPoint) -> Plugin:
     version = point.dist.version if point.dist is not None else ""
     return Plugin(
@@ -220,10 +218,3 @@ def _distribution(point: EntryPoint) -> str:
 
 def _warn(line: str) -> None:
     warnings.warn(line, PluginWarning, stacklevel=4)
-
-
-def _forget(plugins: Plugins) -> None:
-    """Undo a process's plugins that could not be loaded, so that the next call tries again."""
-    for name in reversed(list(plugins.loaded)[1:]):
-        plugins.unload(name)
-    _plugins.clear()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import pluggy
 
 from vitkit.plugins import builtin, hookspecs
-from vitkit.plugins.accept import find_op, op_names, problem
 from vitkit.plugins.guard import guarded
-from vitkit.plugins.judge import check_api, check_marks, reason
+from vitkit.plugins.judge import check_api, check_hooks, reason, switched_on
 from vitkit.plugins.record import Failure, Plugin
 from vitkit.plugins.registries import HOOKS, KINDS, Registries
-from vitkit.registry import BUILTIN, NameTaken, PluginError, Registry, did_you_mean
+from vitkit.plugins.staging import Staging
+from vitkit.registry import BUILTIN, NameTaken, PluginError, did_you_mean
 
 SLOW = 1.0
 """Seconds after which it is said that a plugin took long to load."""
@@ -47,9 +47,10 @@ class Plugins:
         self.loaded: dict[str, Plugin] = {}
         self.failed: list[Failure] = []
         self.notes: list[str] = []
+        self._busy = ""
         self._manager = pluggy.PluginManager("vitkit")
         self._manager.add_hookspecs(hookspecs)
-        if os.environ.get("VITKIT_TRACE_PLUGINS") == "1":
+        if switched_on("VITKIT_TRACE_PLUGINS"):
             self._manager.add_hookcall_monitoring(_before, _after)
         self.load(builtin, Plugin(BUILTIN, source="built in", origin="vitkit"))
 
@@ -61,7 +62,7 @@ class Plugins:
         plugin : module or object
             What has functions marked ``@vitkit.hookimpl``.
         record : Plugin
-            What to call it; a plugin of that name is replaced.
+            What to call it; what was loaded from the same place before is replaced.
 
         Returns
         -------
@@ -73,17 +74,21 @@ class Plugins:
         PluginError
             If it cannot be used; the message names it and says why, and nothing has changed.
         """
-        before = self.loaded.get(record.name)
+        before = self.check_name(record)
+        for other in self.loaded.values():
+            if other.plugin is plugin and other is not before:
+                raise PluginError(_cannot(record, f"it is loaded already, as {other.label!r}"))
         if before is not None:
-            self.unload(record.name)
+            self._remove(before)
         try:
-            staged = self._registrations(plugin, record)
-        except PluginError:
+            with self.alone(record):
+                staged = self._registrations(plugin, record)
+        except BaseException:
             if before is not None:
                 self.load(before.plugin, before)
             raise
         record.plugin, record.provides = plugin, {}
-        for kind, name, objects, details in staged:
+        for kind, name, objects, details in staged.entries:
             getattr(self.registries, kind).add(name, *objects, plugin=record.label, **details)
             record.provides.setdefault(kind, []).append(name)
             if kind == "kernels":
@@ -91,21 +96,70 @@ class Plugins:
         self.loaded[record.name] = record
         return record
 
+    def check_name(self, record: Plugin) -> Plugin | None:
+        """Return the plugin that ``record`` would replace, or None.
+
+        Raises
+        ------
+        PluginError
+            If another plugin has its name.
+        """
+        other = self.loaded.get(record.name)
+        if other is not None and not other.is_replaced_by(record):
+            cure = {"file": "rename the file", "object": "give it a name, load(plugin, name)"}
+            raise PluginError(
+                _cannot(
+                    record,
+                    f"its name is that of plugin {other.label!r}; "
+                    f"{cure.get(record.source, 'uninstall one of the two')}",
+                )
+            )
+        return other
+
+    @contextmanager
+    def alone(self, record: Plugin) -> Iterator[None]:
+        """Let nothing else be loaded inside the block, in which a plugin's code runs.
+
+        Raises
+        ------
+        PluginError
+            If another plugin's code is running: what it loads would stay where it itself fails.
+        """
+        if self._busy:
+            raise PluginError(
+                _cannot(record, f"plugin {self._busy!r} tries to load it while being loaded itself")
+            )
+        self._busy = record.label
+        try:
+            yield
+        finally:
+            self._busy = ""
+
     def unload(self, name: str) -> None:
         """Forget a plugin and all that it registered.
 
         Raises
         ------
         PluginError
-            If no plugin of that name is loaded.
+            If no plugin of that name is loaded, or it comes with vitkit.
         """
         record = self.find(name)
+        if record.source == "built in":
+            raise PluginError(f"Plugin {record.label!r} comes with vitkit and cannot be unloaded")
+        self._remove(record)
+
+    def unload_all(self) -> None:
+        """Forget every plugin but vitkit's own."""
+        for record in reversed(list(self.loaded.values())[1:]):
+            self._remove(record)
+
+    def _remove(self, record: Plugin) -> None:
         for entry in self.registries.kernels.entries():
             if entry.plugin == record.label:
                 entry.details["op"].overrides.pop(entry.details["backend"], None)
         for _, registry in self.registries:
             registry.remove(record.label)
-        self._manager.unregister(record.plugin)
+        self._manager.unregister(name=record.label)
         del self.loaded[record.name]
 
     def find(self, name: str) -> Plugin:
@@ -116,6 +170,8 @@ class Plugins:
         PluginError
             If none is loaded; the message says whether it failed, or lists those that are.
         """
+        if name in self.loaded:
+            return self.loaded[name]
         for record in self.loaded.values():
             if record.answers_to(name):
                 return record
@@ -131,7 +187,7 @@ class Plugins:
         """Return the plugin whose code an error comes from, the innermost, or None.
 
         Vitkit's own error about what a plugin's object returned has the object's module as its
-        ``culprit``, see :func:`vitkit.errors.blaming`.
+        ``culprit``, see ``vitkit.errors.blaming``.
         """
         found = self._owner(getattr(error, "culprit", ""))
         trace = error.__traceback__
@@ -149,83 +205,31 @@ class Plugins:
                 return record
         return None
 
-    def _registrations(self, plugin: object, record: Plugin) -> list[Registration]:
+    def _registrations(self, plugin: object, record: Plugin) -> Staging:
         """Call the hooks of one plugin only, and return what it registers, checked."""
-        staged: list[Registration] = []
+        staged = Staging(self.registries, record.label)
         try:
             check_api(plugin)
-            check_marks(plugin)
+            check_hooks(plugin)
             with guarded():
                 self._manager.register(plugin, name=record.label)
                 self._manager.check_pending()
                 others = [p for p in self._manager.get_plugins() if p is not plugin]
                 for kind, hook in zip(KINDS, HOOKS, strict=True):
                     caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
-                    caller(register=partial(self._stage, staged, kind, record.label))
-            if not staged:
-                raise PluginError("its hooks register nothing")
+                    caller(register=partial(staged.add, kind))
+            staged.close()
         except BaseException as error:
-            if self._manager.is_registered(plugin):
-                self._manager.unregister(plugin)
+            if self._manager.has_plugin(record.label):
+                self._manager.unregister(name=record.label)
             if isinstance(error, (KeyboardInterrupt, NameTaken)):
                 raise
-            raise PluginError(f"Plugin {record.label!r} cannot be used: {reason(error)}") from error
+            raise PluginError(_cannot(record, reason(error))) from error
         return staged
 
-    def _stage(
-        self,
-        staged: list[Registration],
-        kind: str,
-        label: str,
-        name: str,
-        /,
-        *objects: Any,
-        **details: Any,
-    ) -> None:
-        """Be the ``register`` that a hook is called with."""
-        if kind == "models" and not objects:
-            objects, details = (details,), {}
-        wrong = problem(kind, objects, details)
-        registry: Registry = getattr(self.registries, kind)
-        who = f"it registers the {registry.kind} {name!r}"
-        if wrong:
-            raise PluginError(f"{who}: {wrong}.")
-        if kind == "kernels":
-            name, details = self._kernel(who, name, objects[0], details, staged)
-        registry.check(name, objects, label)
-        if any((kind, name) == other[:2] for other in staged):
-            raise PluginError(f"{who} twice.")
-        staged.append((kind, name, objects, details))
 
-    def _kernel(
-        self,
-        who: str,
-        name: str,
-        function: Callable[..., Any],
-        details: Mapping[str, Any],
-        staged: list[Registration],
-    ) -> tuple[str, dict[str, Any]]:
-        """Return the name of a kernel's entry, and its details with the operation."""
-        activations = Registry("activation")
-        for kind, other, objects, _ in staged:
-            if kind == "activations":
-                activations.add(other, *objects, plugin="")
-        op = find_op(name, self.registries.activations) or find_op(name, activations)
-        if op is None:
-            known = op_names(self.registries.activations)
-            raise PluginError(f"{who}: no operation has that name{did_you_mean(name, known)}")
-        backend = details.get("backend", "numpy")
-        if not isinstance(backend, str):
-            raise PluginError(f"{who}: backend must be a name such as 'numpy'; got {backend!r}.")
-        try:
-            op.check_kernel(function, backend)
-        except TypeError as error:
-            raise PluginError(f"{who}: {error}") from None
-        return f"{name}_{backend}", {**details, "op": op, "backend": backend}
-
-
-Registration = tuple[str, str, tuple[Any, ...], dict[str, Any]]
-"""Kind, name, objects, details."""
+def _cannot(record: Plugin, why: str) -> str:
+    return f"Plugin {record.label!r} cannot be used: {why}"
 
 
 def _before(hook: str, implementations: Any, arguments: Mapping[str, Any]) -> None:
@@ -246,15 +250,15 @@ def timed_load(plugins: Plugins, record: Plugin, get: Callable[[], object]) -> P
     PluginError
         If it cannot be imported or used; the message names it and says why.
     """
+    plugins.check_name(record)
     start = time.perf_counter()
     try:
-        with guarded():
+        with plugins.alone(record), guarded():
             plugin = get()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        why = reason(error, record.module)
-        raise PluginError(f"Plugin {record.label!r} cannot be used: {why}") from error
+        raise PluginError(_cannot(record, reason(error, record.module))) from error
     plugins.load(plugin, record)
     record.seconds = time.perf_counter() - start
     if record.seconds > SLOW:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -42,8 +43,18 @@ class Plugin:
     @property
     def label(self) -> str:
         """What messages call it: its name and, in brackets, where it comes from."""
+        if self.origin == self.name:
+            return f"{self.name} {self.version}".strip()
         place = " ".join(part for part in (self.origin, self.version) if part)
-        return f"{self.name} ({place})" if place and self.origin != self.name else self.name
+        return f"{self.name} ({place})" if place else self.name
+
+    def is_replaced_by(self, other: Plugin) -> bool:
+        """Whether ``other`` is this plugin again, perhaps edited: of the same file or module."""
+        if self.source != other.source or self.source not in ("file", "object"):
+            return False
+        if self.source == "file":
+            return Path(self.origin).resolve() == Path(other.origin).resolve()
+        return self.module == other.module
 
     def answers_to(self, name: str) -> bool:
         """Whether ``name`` is this plugin's, its distribution's, its module's or its file's."""

@@ -43,7 +43,19 @@ def plugin_checks(plugin: Plugin, registries: Registries) -> Iterator[tuple[str,
     for kind, registry in registries:
         for entry in registry.entries():
             if entry.plugin == plugin.label:
-                yield f"{registry.kind} {entry.name}", CHECKS[kind](entry)
+                yield f"{registry.kind} {entry.name}", _checks(kind, entry)
+
+
+def _checks(kind: str, entry: Entry) -> list[Check]:
+    """Return the checks of an entry, or one that fails where they cannot even be listed."""
+    try:
+        return CHECKS[kind](entry)
+    except Exception as error:
+        return [Check("can be checked", partial(_raise, error))]
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _made(entry: Entry) -> Callable[..., Any]:

@@ -33,6 +33,8 @@ class Needed:
     @property
     def label(self) -> str:
         """What messages call it."""
+        if self.origin == self.name:
+            return f"{self.name} {self.version}".strip()
         place = " ".join(part for part in (self.origin, self.version) if part)
         return f"{self.name} ({place})" if place else self.name
 

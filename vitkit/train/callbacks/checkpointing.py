@@ -15,6 +15,7 @@ from vitkit.optim import EMA, Optimizer
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.callbacks.content import Content, StateError
 from vitkit.train.callbacks.evaluation import Best
+from vitkit.train.callbacks.stopping import SecondSignal
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 
@@ -95,7 +96,7 @@ class Checkpointing(Callback):
 
     def on_error(self, state: TrainState, error: BaseException) -> None:
         """Write what a run that breaks has reached, and add to the error where it is."""
-        if not isinstance(error, Exception):  # a second Ctrl-C leaves at once
+        if isinstance(error, (KeyboardInterrupt, SecondSignal)):  # somebody is in a hurry
             return
         try:
             note = self._rescue(state, error)
@@ -119,7 +120,7 @@ class Checkpointing(Callback):
             raise content.problems[0]
         self._write(self._name(state), content)
 
-    def _rescue(self, state: TrainState, error: Exception) -> str:
+    def _rescue(self, state: TrainState, error: BaseException) -> str:
         """Save what a broken run has reached, if it has not been, and return what to say."""
         hopeless = isinstance(error, FloatingPointError) or (
             isinstance(error, CheckpointError) and not isinstance(error, StateError)

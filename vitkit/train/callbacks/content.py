@@ -50,7 +50,7 @@ class Content:
         wrong = unplain(state.metrics)
         if wrong:
             content.state["metrics"] = {}
-            content.problems.append(_unkept("state.metrics", f"got {wrong}", PLAIN))
+            content.problems.append(_unkept("state.metrics", f"got {wrong}; expected {PLAIN}"))
         for callback in callbacks:
             who = f"The state of callback {callback.name!r} ({type(callback).__qualname__})"
             kept = content._taken(callback, who, unplain, PLAIN)
@@ -82,16 +82,16 @@ class Content:
         except FloatingPointError:  # which is how a run says that it must not be kept
             raise
         except Exception as error:
-            problem = _unkept(who, f"state_dict() raised {type(error).__name__}: {error}", expected)
+            problem = _unkept(who, f"state_dict() raised {type(error).__name__}: {error}")
             problem.__cause__ = error
         else:
             wrong = wrong_in(kept)
             if not wrong:
                 return kept
-            problem = _unkept(who, f"state_dict() returned {wrong}", expected)
+            problem = _unkept(who, f"state_dict() returned {wrong}; expected {expected}")
         self.problems.append(blaming(problem, source))
         return None
 
 
-def _unkept(who: str, what: str, expected: str) -> StateError:
-    return StateError(f"{who} cannot be saved: {what}; expected {expected}.")
+def _unkept(who: str, what: str) -> StateError:
+    return StateError(f"{who} cannot be saved: {what}.")

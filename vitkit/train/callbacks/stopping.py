@@ -15,6 +15,10 @@ from vitkit.train.step import StepLog
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
+class SecondSignal(SystemExit):
+    """Leaves at once, with the exit code of a second SIGTERM."""
+
+
 class TimeLimit(Callback):
     """Ends the run at the first step past a time limit.
 
@@ -61,7 +65,7 @@ class StopOnSignal(Callback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            raise KeyboardInterrupt if number == signal.SIGINT else SecondSignal(128 + number)
         self.reason = SIGNALS[signal.Signals(number)]
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
