@@ -37,6 +37,7 @@ numpydoc_xref_param_type = False
 nitpick_ignore = [
     ("py:class", "abc.ABC"),
     ("py:class", "collections.abc.Callable"),
+    ("py:class", "collections.abc.Mapping"),
     ("py:class", "numpy.ndarray"),
     ("py:class", "numpy.random._generator.Generator"),
     ("py:class", "vitkit.optim.moments.Moments"),  # a base that has no page of its own

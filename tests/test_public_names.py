@@ -42,6 +42,10 @@ NAMES = {
         SOURCES Splits Subset Transform channel_statistics check_arrays cifar10 cifar100 data_dir
         digits fashion_mnist find folder mnist npz order prepare read_idx read_image split verify
     """,
+    "vitkit.plugins": """
+        API Failure Plugin PluginError PluginWarning Plugins Registries Registry active hookimpl
+        load registries unload
+    """,
     "vitkit.testing": """
         Check ConformanceError Skip assert_close check_activation check_callback check_command
         check_dataset check_kernel check_layer check_loss check_model check_op check_optimizer

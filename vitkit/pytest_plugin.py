@@ -29,7 +29,10 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
     """Add the checks of the plugins that were named."""
     for name in session.config.getoption("--vitkit-plugin"):
         collector = PluginChecks.from_parent(session, name=f"vitkit-plugin {name}", asked=name)
-        items.extend(collector.collect())
+        found = list(collector.collect())
+        report = pytest.CollectReport(collector.nodeid, "passed", None, found)
+        session.ihook.pytest_collectreport(report=report)  # so that pytest counts them
+        items.extend(found)
 
 
 class PluginChecks(pytest.Collector):

@@ -289,3 +289,16 @@ def test_a_pointer_stays_in_its_folder(target: object, tmp_path: Path) -> None:
     path.write_text(json.dumps({"checkpoint": target}))
     with pytest.raises(CheckpointError, match="no folder of this run"):
         files.read_pointer(path)
+
+
+def test_one_document_can_be_read_alone(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()  # which nobody looks at
+    assert files.load_document(saved, "trainer") == DOCUMENTS["trainer"]
+    with pytest.raises(CheckpointError, match=r"'other\.json' is missing"):
+        files.load_document(saved, "other")
+    (saved / "other.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"entry of 'other\.json' is not understood"):
+        files.load_document(saved, "other")
+    (saved / "trainer.json").write_text('{"state": {"step": 8}}')
+    with pytest.raises(CheckpointError, match=r"trainer\.json has \d+ of \d+ bytes"):
+        files.load_document(saved, "trainer")

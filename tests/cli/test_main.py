@@ -17,10 +17,11 @@ from vitkit import __version__
 from vitkit.cli import main
 from vitkit.errors import BackendError, ConfigError
 
-COMMANDS = ["train", "evaluate", "predict", "info", "bench", "data"]
+COMMANDS = ["train", "evaluate", "predict", "info", "bench", "data", "plugins"]
 LEAVES = [
     *([name] for name in COMMANDS),
     *(["data", name] for name in ("list", "prepare", "verify")),
+    *(["plugins", name] for name in ("check", "new")),
 ]
 HEAVY = {"numpy", "pydantic", "PIL", "matplotlib", "rich", "cupy", "scipy", "torch"}
 
@@ -36,7 +37,7 @@ def test_help_fits_a_screen_and_nothing_is_cut(command: list[str]) -> None:
     shown = help_of(*command)
     assert "Usage:" in shown
     assert max(map(len, shown.splitlines())) <= 80
-    if command in ([], ["data"]):
+    if command in ([], ["data"], ["plugins"]):
         listed = shown.partition("Commands:")[2]
         assert "..." not in listed
 

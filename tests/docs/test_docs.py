@@ -7,11 +7,8 @@ import doctest
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,22 +17,18 @@ from typing import Any
 import pytest
 from numpydoc.docscrape import get_doc_object
 from numpydoc.validate import validate
+from pages import DOCS, PACKAGE, PAGES, PLAYED, ROOT, blocks, blocks_of, page_name, play, run_python
 from typer.main import get_command
 from typer.testing import CliRunner
 
 import vitkit
-from vitkit import ops
+from vitkit import ops, plugins
 from vitkit.cli.display import Console
 from vitkit.cli.main import app
 from vitkit.config.load import load
 from vitkit.config.runner import run
 from vitkit.ops import Op
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PACKAGE = Path(vitkit.__file__).parent
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.rst"))]
-PAGES = [page for page in PAGES if not {"_build", "generated"} & set(page.parts)]
 PACKAGES = """ops nn models optim data train train.callbacks checkpoint config plugins backend
 testing""".split()
 REFERENCE = {name: DOCS / "reference" / f"{name.split('.')[-1]}.rst" for name in PACKAGES}
@@ -50,21 +43,6 @@ ASKED_FOR = {
     *("PR01", "PR02", "PR04", "PR07", "PR08", "PR09", "PR10"),
     *("RT03", "RT04", "RT05"),
 }
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """Return the code blocks of a page, in order."""
-    text = page.read_text("utf-8")
-    if page.suffix == ".md":
-        return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    found = re.findall(
-        rf"^\.\. code-block:: {language}\n(?:   :.*\n)*\n((?:(?:   .*)?\n)+)", text, re.MULTILINE
-    )
-    return [inspect.cleandoc(block) + "\n" for block in found]
-
-
-def page_name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +62,6 @@ def folder_of_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guides")
     run(load((), ["train.epochs=1", "backend=numpy"]), folder / RUN, Console(quiet=True))
     return folder
-
-
-def run_python(code: str, folder: Path) -> str:
-    """Run code in a process of its own, a warning being an error, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_first_example_learns_the_digits(tmp_path: Path) -> None:
@@ -124,12 +88,12 @@ def test_code_of_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
     run_python("\n".join([first.replace("epochs=5", "epochs=1"), given, *others]), tmp_path)
 
 
-WITH_CODE = [page for page in PAGES[1:] if blocks(page, "python")]
+WITH_CODE = [page for page in PAGES[1:] if blocks(page, "python") and page not in PLAYED]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=page_name)
 def test_code_of_a_page_runs_from_top_to_bottom(page: Path, folder_of_runs: Path) -> None:
-    run_python("\n".join(blocks(page, "python")), folder_of_runs)
+    play(page, folder_of_runs)
 
 
 def test_pages_with_code_are_found() -> None:
@@ -137,9 +101,15 @@ def test_pages_with_code_are_found() -> None:
     assert {"index", "design", "python", "resume", "strict_device", "gpu"} <= found
 
 
-@pytest.mark.parametrize(
-    "text", [text for page in PAGES[1:] for text in blocks(page, "toml")], ids=lambda text: text[:9]
-)
+CONFIGURATIONS = [
+    block.text
+    for page in PAGES[1:]
+    for block in blocks_of(page)
+    if block.language == "toml" and block.file != "pyproject.toml"
+]
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS, ids=lambda text: text[:9])
 def test_configuration_files_in_pages_are_valid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(text)
@@ -149,13 +119,15 @@ def test_configuration_files_in_pages_are_valid(text: str, tmp_path: Path) -> No
 COMMANDS = {
     line
     for page in PAGES
+    if page not in PLAYED
     for block in blocks(page, "sh" if page.suffix == ".md" else "console")
     for line in re.findall(r"^(?:\$ )?vitkit (.*)$", block.replace("\\\n", ""), re.MULTILINE)
 }
 
 
 @pytest.mark.parametrize("line", sorted(COMMANDS))
-def test_commands_in_pages_are_valid(line: str) -> None:
+def test_commands_in_pages_are_valid(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "load", str)  # the file is on another page, which is played
     command: Any = get_command(app)
     arguments = shlex.split(line, comments=True)
     while hasattr(command, "commands"):
@@ -196,6 +168,7 @@ def test_every_variable_is_on_the_page_of_the_command_line() -> None:
         read |= set(re.findall(r"\bVITKIT_[A-Z_]+[A-Z]\b", file.read_text("utf-8")))
     page = (DOCS / "cli.rst").read_text("utf-8")
     assert read
+    read.remove("VITKIT_API")  # which a plugin's module says, not the environment
     assert read == set(re.findall(r"``(VITKIT_[A-Z_]+)``", page))
 
 
@@ -226,7 +199,7 @@ def test_every_public_name_is_in_the_reference(package: str) -> None:
 
 
 def test_every_name_of_the_root_is_in_the_reference() -> None:
-    pages = {"ops", "nn", "optim", "data", "testing", "__version__"}
+    pages = {"ops", "nn", "optim", "data", "plugins", "testing", "__version__"}
     assert set(vitkit.__all__) - pages == listed(DOCS / "reference" / "vitkit.rst")
 
 

@@ -67,6 +67,10 @@ def test_a_wrong_plugin_fails_with_the_message_alone(run: Any) -> None:
 def test_checks_can_be_chosen(run: Any) -> None:
     end = run("--vitkit-plugin", "square_plugin.py", "-k", "gradient", gradient="x * dy")
     assert re.search(r"\d+ failed.* deselected", end.stdout)
+    collected, deselected, selected = re.search(  # type: ignore[union-attr]
+        r"collected (\d+) items / (\d+) deselected / (\d+) selected", end.stdout
+    ).groups()
+    assert int(collected) == int(deselected) + int(selected)
 
 
 def test_tests_of_the_folder_run_too(run: Any, tmp_path: Path) -> None:

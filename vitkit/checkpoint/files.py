@@ -130,7 +130,10 @@ def load_document(path: Path, stem: str) -> dict[str, Any]:
         If it is missing or damaged.
     """
     name = f"{stem}.json"
-    return _read_json(_verified(path, name, _listed(path).get(name)))
+    try:
+        return _read_json(_verified(path, name, _listed(path).get(name)))
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def write_file(path: Path, text: str) -> None:

@@ -69,7 +69,10 @@ def check(
     plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the conformance kit on all that a plugin registers; exit 1 if something is wrong."""
+    """Run the conformance kit on what a plugin registers.
+
+    Ends with 1 if something is wrong.
+    """
     from vitkit.testing.check import outcome_of
     from vitkit.testing.plugin_checks import plugin_checks
 

@@ -94,12 +94,12 @@ def changes(recorded: Sequence[Needed], plugins: Plugins) -> list[str]:
                 here = next((p for p in plugins.loaded.values() if p.label == label), None)
                 if here is None or _same(plugin, here):
                     continue
-                end = f"here it is that of plugin {here.label!r}."
+                end = f"; here it is that of plugin {here.label!r}."
             elif kind == "kernel":
-                end = "which is not here: the last digits of numbers may differ."
+                end = ", which is not here: the last digits of numbers may differ."
             else:
                 continue  # not needed, or refused where it is
-            lines.append(f"It was made with {shown(use)} of plugin {plugin.label!r}; {end}")
+            lines.append(f"It was made with {shown(use)} of plugin {plugin.label!r}{end}")
             break
     return lines
 

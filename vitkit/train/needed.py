@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,8 @@ class Needed:
     @property
     def cure(self) -> str:
         """What to do to have it."""
-        if self.source == "file":
-            return f"load it with --plugin {self.origin}"
+        if self.source == "file" and self.origin.isprintable():
+            return f"load it with --plugin {shlex.quote(self.origin)}"
         # Only what cannot be anything but a name: a checkpoint may come from a stranger.
         is_distribution = DISTRIBUTION.fullmatch(self.origin) and VERSION.fullmatch(self.version)
         if self.source == "entry point" and is_distribution:
