@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
     for name in session.config.getoption("--vitkit-plugin"):
         collector = PluginChecks.from_parent(session, name=f"vitkit-plugin {name}", asked=name)
         found = list(collector.collect())
-        report = pytest.CollectReport(collector.nodeid, "passed", None, found)
+        report = pytest.CollectReport(collector.nodeid, "passed", None, [*found])
         session.ihook.pytest_collectreport(report=report)  # so that pytest counts them
         items.extend(found)
 

@@ -191,19 +191,28 @@ def smaller(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image[:, :4]
 
 
-@pytest.mark.parametrize("transform", [to_float, smaller])
+def forgetful(image: np.ndarray, rng: np.random.Generator) -> None:
+    image[:] = 0
+
+
+@pytest.mark.parametrize("transform", [to_float, smaller, forgetful])
 def test_a_transform_must_keep_shape_and_dtype(
     dataset: ArrayDataset, transform: Callable[..., np.ndarray]
 ) -> None:
     loader = Loader(dataset, 4, transforms=(HorizontalFlip(), transform))
-    with pytest.raises(DataError, match=rf"{transform.__name__}.*uint8 \(1, 8, 8\)"):
+    with pytest.raises(DataError, match=rf"{transform.__name__}.*uint8 \(1, 8, 8\)") as caught:
         next(loader.batches(0))
+    assert vars(caught.value)["culprit"] == __name__
 
 
 def test_a_dataset_must_return_what_it_promises() -> None:
     slow = Slow(4)
     slow.image_shape = (1, 2, 2)
-    with pytest.raises(DataError, match=r"Slow.images returned uint8 \(4, 1, 1, 1\)"):
+    with pytest.raises(DataError, match=r"Slow.images returned uint8 \(4, 1, 1, 1\)") as caught:
+        next(Loader(slow, 4).batches(0))
+    assert vars(caught.value)["culprit"] == __name__
+    slow.images = lambda indices: None  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(DataError, match="returned an object of type NoneType; uint8"):
         next(Loader(slow, 4).batches(0))
 
 

@@ -219,3 +219,27 @@ def test_the_nearest_valid_sizes_are_valid() -> None:
         ViTConfig.of("Ti/16", num_heads=heads)
     for dim in (190, 195):
         ViTConfig.of("Ti/16", num_heads=5, dim=dim)
+
+
+def test_what_was_written_comes_back_whatever_its_size_is_called() -> None:
+    config = ViTConfig.of("Ti/4", image_size=(8, 12), depth=2, representation_size=5, pool="mean")
+    assert ViTConfig.from_dict(config.to_dict()) == config
+    told = {**config.to_dict(), "variant": "Nobodys/3", "image_size": [8, 12], "patch_size": 4}
+    stranger = ViTConfig.from_dict(told)
+    assert stranger == dataclasses.replace(config, variant="Nobodys/3")
+    assert ViT(stranger, backend=None).config == stranger
+    assert ViT(stranger, backend=None, depth=3, dim=None).config.depth == 3
+
+
+def test_what_is_missing_or_unknown_in_what_was_written_is_listed() -> None:
+    told = {**ViTConfig.of("Ti/4", image_size=8).to_dict(), "head": 3}
+    del told["dim"], told["patch_size"], told["mlp"]  # the last was not written once
+    with pytest.raises(ConfigError) as caught:
+        ViTConfig.from_dict(told)
+    assert caught.value.problems == [
+        "head: not an option of ViT; did you mean 'num_heads'?",
+        "patch_size: is missing",
+        "dim: is missing",
+    ]
+    with pytest.raises(ConfigError, match="num_heads: 3 heads do not divide dim 16"):
+        ViTConfig.from_dict({**ViTConfig.of("Ti/4", image_size=8).to_dict(), "dim": 16})

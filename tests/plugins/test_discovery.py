@@ -347,3 +347,11 @@ def test_switches_understand_what_people_write(
     monkeypatch.setenv("VITKIT_DISABLE_PLUGINS", "maybe")
     with pytest.raises(PluginError, match="VITKIT_DISABLE_PLUGINS: got 'maybe', expected 1 or 0"):
         active()
+
+
+def test_an_edit_in_the_same_second_counts(tmp_path: Path, said: list[str]) -> None:
+    path = tmp_path / "idea.py"
+    for name in ("mish_a", "mish_b", "mish_c"):  # of one size, so that bytecode would be reused
+        path.write_text(MISH.format(name=name))
+        assert load(path).provides == {"activations": [name]}
+    assert not (tmp_path / "__pycache__").exists()

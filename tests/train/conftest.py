@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,10 @@ import pytest
 from vitkit.backend import ArrayModule, philox
 from vitkit.data import ArrayDataset
 from vitkit.models import ViT
+from vitkit.train.callbacks import Callback
+
+sys.path.insert(0, str(Path(__file__).parent))
+from breaking import Parts
 
 
 @pytest.fixture
@@ -38,3 +44,24 @@ def make_model(xp: ArrayModule) -> Callable[..., ViT]:
         return ViT("Ti/4", **{**sizes, **options})
 
     return make
+
+
+@pytest.fixture
+def make_parts(
+    tmp_path: Path, make_data: Callable[..., ArrayDataset], make_model: Callable[..., ViT]
+) -> Callable[..., Any]:
+    """Return a function that makes the parts of a run, with further callbacks."""
+
+    def make(*extra: Callback, folder: str = "run", average_last: bool = False) -> Parts:
+        model = make_model(dropout=0.2, drop_path=0.2)
+        return Parts(tmp_path / folder, make_data(), model, *extra, average_last=average_last)
+
+    return make
+
+
+@pytest.fixture
+def whole(make_parts: Callable[..., Any]) -> Path:
+    """Return the folder of a run that nothing has disturbed."""
+    parts = make_parts(folder="whole")
+    parts.fit()
+    return Path(parts.folder)

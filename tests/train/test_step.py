@@ -153,3 +153,45 @@ def test_float32_stays_float32(make_data: MakeData, make_model: MakeModel) -> No
     data, model = make_data(), make_model(dropout=0.1)
     log = step(model, data, pieces(data, 8, 3), max_grad_norm=1.0)
     assert {str(log.loss.dtype), str(log.grad_norm.dtype)} == {"float32"}
+
+
+def test_the_update_is_announced_when_the_gradients_are_there(
+    make_data: MakeData, make_model: MakeModel
+) -> None:
+    data, model = make_data(), make_model()
+    optimizer, seen = SGD(0.1).attach(model), []
+    before = model.state_dict()["head.weight"]
+
+    def look() -> None:
+        gradient = to_numpy(dict(model.named_parameters())["head.weight"].grad)
+        unchanged = np.array_equal(model.state_dict()["head.weight"], before)
+        seen.append((bool(gradient.any()), unchanged, optimizer.steps))
+
+    step(model, data, pieces(data, 5, 5), optimizer=optimizer, lr=0.1, before_update=look)
+    assert seen == [(True, True, 0)]
+    assert not np.array_equal(model.state_dict()["head.weight"], before)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda loss, d: None, "returned an object of type NoneType; expected"),
+        (lambda loss, d: loss, r"returned an object of type \w+; expected"),
+        (
+            lambda loss, d: (loss, d[:, :1]),
+            r"returned arrays of shapes \[\(\), \(5, 1\)\]; expected",
+        ),
+        (lambda loss, d: (d, loss), r"returned arrays .* expected .* of shapes \(\) and \(5, 4\)"),
+        (lambda loss, d: (loss, d, d), r"returned arrays of shapes \[\(\), \(5, 4\), \(5, 4\)\]"),
+    ],
+)
+def test_a_loss_that_returns_something_else_is_named(
+    wrong: Callable[..., Any], message: str, make_data: MakeData, make_model: MakeModel
+) -> None:
+    def focal(logits: Any, labels: Any, *, gamma: float, xp: ArrayModule) -> Any:
+        return wrong(*softmax_cross_entropy(logits, labels, xp=xp))
+
+    data = make_data()
+    with pytest.raises(ValueError, match=rf"The loss \S*focal {message}") as caught:
+        step(make_model(), data, pieces(data, 5), loss=partial(focal, gamma=2.0))
+    assert vars(caught.value)["culprit"] == __name__

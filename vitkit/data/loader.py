@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -157,10 +158,10 @@ class Loader:
         indices = visited[first : first + self.batch_size]
         images = self.dataset.images(indices)
         expected = (len(indices), *self.dataset.image_shape)
-        if images.shape != expected or images.dtype != np.uint8:
+        if not _is(images, expected):
             problem = DataError(
-                f"{type(self.dataset).__name__}.images returned {images.dtype} {images.shape}; "
-                f"uint8 {expected} is due."
+                f"{type(self.dataset).__name__}.images returned {_shown(images)}; uint8 {expected} "
+                "is due."
             )
             raise blaming(problem, self.dataset)
         if self.transforms:
@@ -174,11 +175,23 @@ class Loader:
             image = images[place]
             for transform in self.transforms:
                 image = transform(image, rng)
-                if image.dtype != np.uint8 or image.shape != images.shape[1:]:
+                if not _is(image, images.shape[1:]):
                     problem = DataError(
-                        f"The transform {transform!r} returned {image.dtype} {image.shape}; "
-                        f"uint8 {images.shape[1:]}, what it was given, is due."
+                        f"The transform {transform!r} returned {_shown(image)}; uint8 "
+                        f"{images.shape[1:]}, what it was given, is due."
                     )
                     raise blaming(problem, transform)
             transformed[place] = image
         return transformed
+
+
+def _is(pixels: Any, shape: tuple[int, ...]) -> bool:
+    """Whether something is an array of pixels of this shape."""
+    return isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == shape
+
+
+def _shown(pixels: Any) -> str:
+    """Return how a message shows what came for pixels."""
+    if isinstance(pixels, np.ndarray):
+        return f"{pixels.dtype} {pixels.shape}"
+    return f"an object of type {type(pixels).__name__}"

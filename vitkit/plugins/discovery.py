@@ -14,9 +14,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from vitkit.plugins.judge import switched_on
 from vitkit.plugins.manager import Plugins, module_of, timed_load
@@ -133,6 +134,19 @@ def unload(name: str) -> None:
         active().unload(name)
 
 
+class _AsItIsNow(SourceFileLoader):
+    """Reads a file anew each time.
+
+    Bytecode that was kept for it would be taken for that of the file once edited, if that has the
+    same size and is of the same second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the source."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 def _load_file(plugins: Plugins, path: Path, name: str | None) -> Plugin:
     """Run a Python file as a module of its own and load it."""
     record = Plugin(name or path.stem, source="file", origin=str(path))
@@ -146,12 +160,15 @@ def _load_file(plugins: Plugins, path: Path, name: str | None) -> Plugin:
             what = "is a folder, no Python file" if path.is_dir() else "is not there"
             raise PluginError(f"{path} {what}")
         record.version = f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
-        spec = importlib.util.spec_from_file_location(record.module, path)
-        if spec is None or spec.loader is None:
+        if path.suffix != ".py":
             raise PluginError(f"{path.name} is no Python file: its name must end in .py")
+        loader = _AsItIsNow(record.module, str(path))
+        spec = importlib.util.spec_from_file_location(record.module, path, loader=loader)
+        if spec is None:
+            raise PluginError(f"{path} cannot be imported")
         module = importlib.util.module_from_spec(spec)
         sys.modules[record.module] = module  # dataclasses and pickle look for it there
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
         return module
 
     try:

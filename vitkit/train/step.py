@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vitkit.backend import Array
 from vitkit.data import Batch
+from vitkit.errors import blaming
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
 from vitkit.optim import Optimizer, clip_global_norm
@@ -96,7 +98,7 @@ def train_step(
         ctx = Context(train=True, seed=seed, step=step * MOST_PIECES + piece)
         labels = xp.asarray(batch.labels)
         logits = model.forward(preprocess(batch.images, model), ctx)
-        piece_loss, dlogits = loss(logits, labels, xp=xp)
+        piece_loss, dlogits = _checked(loss(logits, labels, xp=xp), logits, loss)
         share = len(batch) / count
         model.backward(dlogits * share, ctx)
         total_loss = total_loss + piece_loss * share
@@ -108,3 +110,20 @@ def train_step(
         before_update()
     optimizer.step(lr)
     return StepLog(total_loss, correct, count, norm, lr)
+
+
+def _checked(found: Any, logits: Array, loss: Loss) -> tuple[Array, Array]:
+    """Return what a loss returned, if it is a number and a gradient; asks no device."""
+    pair = found if isinstance(found, (tuple, list)) else ()
+    shapes = [getattr(each, "shape", ()) for each in pair]  # a number of Python has none
+    if shapes == [(), logits.shape]:
+        return found[0], found[1]
+    came = f"arrays of shapes {shapes}" if shapes else f"an object of type {type(found).__name__}"
+    name = getattr(getattr(loss, "func", loss), "__qualname__", repr(loss))
+    raise blaming(
+        ValueError(
+            f"The loss {name} returned {came}; expected (loss, dlogits) of shapes () and "
+            f"{logits.shape}. vitkit.testing.check_loss shows what else is due."
+        ),
+        loss,
+    )
