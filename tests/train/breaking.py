@@ -27,7 +27,6 @@ from vitkit.train.callbacks import (
 from vitkit.train.restore import find_checkpoint
 
 STEPS = 7  # an epoch: 26 images in batches of 4
-EPOCHS = 2
 KINDS = {"model", "optim", "ema"}
 
 
@@ -92,8 +91,9 @@ class Parts:
         model: ViT,
         *extra: Callback,
         average_last: bool = False,
+        epochs: int = 2,
     ) -> None:
-        self.folder, self.model = folder, model
+        self.folder, self.model, self.epochs = folder, model, epochs
         self.optimizer = Clumsy(1e-2, weight_decay=0.1).attach(model)
         self.ema = EMA(model, 0.9)
         self.loader = Loader(data, 4, shuffle=True)
@@ -107,7 +107,7 @@ class Parts:
 
     def fit(self, state: TrainState | None = None, loss: Any = softmax_cross_entropy) -> TrainState:
         trainer = Trainer(self.model, self.optimizer, loss=loss, callbacks=self.callbacks)
-        return trainer.fit(self.loader, epochs=EPOCHS, state=state)
+        return trainer.fit(self.loader, epochs=self.epochs, state=state)
 
     def resume(self) -> None:
         checkpoint = files.load(find_checkpoint(self.folder, "last"))

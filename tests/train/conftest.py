@@ -52,9 +52,9 @@ def make_parts(
 ) -> Callable[..., Any]:
     """Return a function that makes the parts of a run, with further callbacks."""
 
-    def make(*extra: Callback, folder: str = "run", average_last: bool = False) -> Parts:
+    def make(*extra: Callback, folder: str = "run", **options: Any) -> Parts:
         model = make_model(dropout=0.2, drop_path=0.2)
-        return Parts(tmp_path / folder, make_data(), model, *extra, average_last=average_last)
+        return Parts(tmp_path / folder, make_data(), model, *extra, **options)
 
     return make
 

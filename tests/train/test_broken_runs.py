@@ -71,6 +71,43 @@ def test_an_epoch_whose_end_breaks_is_ended_again(
     assert_same_end(again.folder, whole)
 
 
+class Diary(Callback):
+    """Keeps a list of the epochs that have ended, and hands out the list itself."""
+
+    name = "diary"
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        self.epochs.append(state.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        self.epochs = values["epochs"]
+
+
+def test_no_callback_sees_the_end_of_an_epoch_twice(make_parts: MakeParts) -> None:
+    parts = make_parts(Diary(), Breaks("on_epoch_end", 2))
+    with pytest.raises(ZeroDivisionError):
+        parts.fit()
+    diary = Diary()
+    make_parts(diary).resume()
+    assert diary.epochs == [1, 2]
+
+
+def test_an_epoch_that_has_ended_is_not_ended_again(make_parts: MakeParts) -> None:
+    parts = make_parts()
+    parts.saving.every = 9
+    parts.saving.best.value = -1.0  # nothing is better, so nothing is written
+    with pytest.raises(ZeroDivisionError):
+        parts.fit(loss=loss_that_breaks(STEPS + 1))
+    state = files.load_document(find_checkpoint(parts.folder, "last"), "trainer")["state"]
+    assert (state["step"], state["epoch"], state["position"]) == (STEPS, 1, 0)
+
+
 def test_a_run_that_breaks_at_its_end_has_been_saved(make_parts: MakeParts, whole: Path) -> None:
     parts = make_parts(Breaks("on_end"))
     with pytest.raises(ZeroDivisionError) as error:
@@ -112,6 +149,20 @@ def test_half_an_update_never_replaces_a_whole_checkpoint(
     assert_same_end(again.folder, whole)
     assert checkpoints(again.folder)[-1] == "step-00000014"  # and what was kept apart is gone
     assert not any("partial" in name for name in checkpoints(again.folder))
+
+
+def test_half_an_update_leaves_the_last_and_the_best(make_parts: MakeParts) -> None:
+    class Worsens(Callback):
+        def on_epoch_end(self, state: TrainState) -> None:
+            state.metrics["val_loss"] = float(state.epoch)
+
+    parts = make_parts(Worsens(), epochs=3)
+    parts.optimizer.stumbles_at = 2 * STEPS + 3
+    with pytest.raises(ZeroDivisionError):
+        parts.fit()
+    assert checkpoints(parts.folder) == ["step-00000007", "step-00000014", "step-00000016-partial"]
+    for which, step in (("best", 7), ("last", 14)):
+        assert files.load(find_checkpoint(parts.folder, which)).path.name == f"step-{step:08d}"
 
 
 def test_half_an_update_is_better_than_nothing(make_parts: MakeParts) -> None:
