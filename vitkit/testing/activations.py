@@ -20,8 +20,9 @@ from vitkit.testing.parts.differences import (
     explain_gradient,
 )
 from vitkit.testing.parts.function_checks import finite, fits_float32, function_checks
-from vitkit.testing.parts.functions import DTYPES, Function, behind, cast, doing, name_of
+from vitkit.testing.parts.functions import DTYPES, Function, cast, doing, name_of
 from vitkit.testing.parts.pairs import agrees_with_torch, linear_in_dy, needs_no_forward
+from vitkit.testing.parts.staged import staged
 
 SHAPE = (7, 30)
 SHAPES = ((5,), (3, 5), (2, 3, 5), (2, 3, 5, 7))
@@ -89,7 +90,7 @@ def activation_checks(
         ]
     if torch is not None:
         checks.append(Check("PyTorch twin", partial(agrees_with_torch, f, b, torch)))
-    return behind(Check("call", partial(callable_as_written, f, b)), checks)
+    return staged([Check("call", partial(callable_as_written, f, b))], checks)
 
 
 def points(seed: int) -> np.ndarray:

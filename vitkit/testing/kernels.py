@@ -10,10 +10,11 @@ import numpy as np
 
 from vitkit.ops import Op
 from vitkit.testing.check import Check, Skip, run_checks
-from vitkit.testing.parts.functions import DTYPES, behind, name_of
+from vitkit.testing.parts.functions import DTYPES, name_of
 from vitkit.testing.parts.kernel_inputs import Maker
 from vitkit.testing.parts.kernel_runs import LENGTHS, LONG, Case, Comparison, Fault, Ran, arrays_in
 from vitkit.testing.parts.memory import STRIDED, Layout, Placed, same_bits
+from vitkit.testing.parts.staged import staged
 
 SHORT = tuple(n for n in LENGTHS if 0 < n < LONG)
 ONE = 33
@@ -77,8 +78,11 @@ def kernel_checks(
         Check("the same every time", partial(repeats, pair)),
         Check("NaN, infinity, large and tiny", partial(takes_odd_numbers, pair)),
     ]
-    called = behind(Check("call", partial(can_be_called, pair)), checks)
-    return behind(Check("signature", partial(same_signature, pair)), called)
+    foundation = [
+        Check("signature", partial(same_signature, pair)),
+        Check("call", partial(can_be_called, pair)),
+    ]
+    return staged(foundation, checks)
 
 
 def same_signature(pair: Comparison) -> None:

@@ -16,7 +16,8 @@ from vitkit.testing.gradients import assert_close
 from vitkit.testing.parts.array_modules import draw, torch_or_skip
 from vitkit.testing.parts.blame import Claim, fail_if
 from vitkit.testing.parts.function_checks import finite, function_checks
-from vitkit.testing.parts.functions import Function, behind, cast, doing, name_of
+from vitkit.testing.parts.functions import Function, cast, doing, name_of
+from vitkit.testing.parts.staged import staged
 
 BATCH = 6
 SCALES = (1e4, 1e-30, 0.0)
@@ -83,7 +84,7 @@ def loss_checks(
             checks["PyTorch twin"] = partial(agrees_with_torch, f, torch)
         own = [Check(f"{kind}: {name}", check) for name, check in checks.items()]
         call = Check(f"{kind}: call", partial(returns_loss_and_gradient, f))
-        listed += behind(call, [*own, *function_checks(kind, f)])
+        listed += staged([call], [*own, *function_checks(kind, f)])
     if labels == "both":
         one, two = (Loss.of(loss, num_classes, kind) for kind in KINDS["both"])
         listed.append(Check("class indices are one-hot targets", partial(one_hot, one, two)))

@@ -16,8 +16,9 @@ from vitkit.testing.parts.array_modules import torch_or_skip
 from vitkit.testing.parts.blame import Claim, fail_if
 from vitkit.testing.parts.differences import axes_in_words, mixed_axes, numeric_gradient
 from vitkit.testing.parts.function_checks import finite, function_checks
-from vitkit.testing.parts.functions import DTYPES, Function, behind, cast, doing, name_of
+from vitkit.testing.parts.functions import DTYPES, Function, cast, doing, name_of
 from vitkit.testing.parts.pairs import agrees_with_torch, linear_in_dy, needs_no_forward
+from vitkit.testing.parts.staged import staged
 
 Inputs = Sequence[np.ndarray] | Callable[[int], Sequence[np.ndarray]]
 Gradients = Callable[..., Array | Sequence[Array | None]]
@@ -102,7 +103,7 @@ def op_checks(
         checks.append(Check("reference", partial(agrees_with_reference, forward, reference)))
     if torch is not None:
         checks.append(Check("PyTorch twin", partial(agrees_with_twin, forward, gradients, torch)))
-    return behind(Check("call", partial(returns_gradients, forward, gradients)), checks)
+    return staged([Check("call", partial(returns_gradients, forward, gradients))], checks)
 
 
 def drawing(inputs: Inputs) -> Callable[[int], Sequence[np.ndarray]]:

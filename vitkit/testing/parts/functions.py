@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vitkit.backend import Array, ArrayModule, to_numpy
-from vitkit.testing.check import Check, Skip, where
+from vitkit.testing.check import Skip, where
 from vitkit.testing.gradients import assert_close
 from vitkit.testing.parts.array_modules import to
 from vitkit.testing.parts.memory import watched_memory
@@ -114,18 +113,3 @@ def doing(what: str, but: type[Exception] = Skip) -> Iterator[None]:
         raise AssertionError(
             f"{what} raised {type(error).__name__}: {error}{where(error)}"
         ) from error
-
-
-def behind(first: Check, checks: Sequence[Check]) -> list[Check]:
-    """Return all checks; where the first fails the others, which could only repeat it, skip."""
-
-    def run(check: Check) -> None:
-        try:
-            first.run()
-        except Skip:
-            raise
-        except Exception:
-            raise Skip(f"needs {first.name!r} to pass") from None
-        check.run()
-
-    return [first, *(Check(check.name, partial(run, check)) for check in checks)]
