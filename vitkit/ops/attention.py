@@ -21,13 +21,14 @@ which of the three, then the head, then the channel. That is timm's order.
 from __future__ import annotations
 
 from vitkit.backend import Array, ArrayModule
+from vitkit.backend.precision import operand
 from vitkit.ops._op import Op
 from vitkit.ops.softmax import softmax
 
 
 @Op
 def multi_head_attention(
-    qkv: Array, num_heads: int, *, xp: ArrayModule
+    qkv: Array, num_heads: int, precision: str = "float32", *, xp: ArrayModule
 ) -> tuple[Array, Array, Array]:
     """Let every token gather the values of all tokens, in each head.
 
@@ -37,6 +38,8 @@ def multi_head_attention(
         Queries, keys and values, each with its heads side by side.
     num_heads : int
         How many heads ``D`` is divided into.
+    precision : str, default "float32"
+        ``"float32"``, or ``"bfloat16"`` to round both operands of each product to bfloat16.
     xp : module
         The array module.
 
@@ -48,21 +51,28 @@ def multi_head_attention(
         Each query's largest score, and the logarithm of its sum of exponentials relative to that
         one, for backward.
     """
-    q, k, v = split_heads(qkv, num_heads)
+    q, k, v = split_heads(operand(qkv, precision, xp=xp), num_heads)
     scores = _scores(q, k)
     largest = scores.max(axis=-1, keepdims=True)
     scores -= largest
-    p = xp.exp(scores, out=scores)
-    total = p.sum(axis=-1, keepdims=True)
-    p /= total
-    y = (p @ v).transpose(0, 2, 1, 3)  # (B, N, h, d)
-    y = y.reshape(*qkv.shape[:2], qkv.shape[2] // 3)
+    e = xp.exp(scores, out=scores)
+    total = e.sum(axis=-1, keepdims=True)
+    y = operand(e, precision, xp=xp) @ v
+    y /= total
+    y = y.transpose(0, 2, 1, 3).reshape(*qkv.shape[:2], qkv.shape[2] // 3)  # (B, N, h, d)
     return y, largest[..., 0], xp.log(total)[..., 0]
 
 
 @Op
 def multi_head_attention_backward(
-    dy: Array, qkv: Array, y: Array, largest: Array, log_total: Array, *, xp: ArrayModule
+    dy: Array,
+    qkv: Array,
+    y: Array,
+    largest: Array,
+    log_total: Array,
+    precision: str = "float32",
+    *,
+    xp: ArrayModule,
 ) -> Array:
     """Return ``dqkv`` of :func:`multi_head_attention`.
 
@@ -76,12 +86,14 @@ def multi_head_attention_backward(
         The output of the forward pass.
     largest, log_total : array, shape (B, h, N)
         What the forward pass returned.
+    precision : str, default "float32"
+        The precision of the forward pass.
     xp : module
         The array module.
     """
     num_heads = largest.shape[1]
-    q, k, v = split_heads(qkv, num_heads)
-    dy = _heads(dy, num_heads)
+    q, k, v = split_heads(operand(qkv, precision, xp=xp), num_heads)
+    dy = _heads(operand(dy, precision, xp=xp), num_heads)
     delta = (dy * _heads(y, num_heads)).sum(axis=-1, keepdims=True)
     scores = _scores(q, k)
     scores -= largest[..., None]
@@ -89,11 +101,12 @@ def multi_head_attention_backward(
     p = xp.exp(scores, out=scores)
     dqkv = xp.empty_like(qkv)
     dq, dk, dv = split_heads(dqkv, num_heads)
-    dv[...] = p.swapaxes(-1, -2) @ dy
+    dv[...] = operand(p, precision, xp=xp).swapaxes(-1, -2) @ dy
     ds = dy @ v.swapaxes(-1, -2)
     ds -= delta
     ds *= p
     ds *= q.shape[-1] ** -0.5
+    ds = operand(ds, precision, xp=xp)
     dq[...] = ds @ k
     dk[...] = ds.swapaxes(-1, -2) @ q
     return dqkv

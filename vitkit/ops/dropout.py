@@ -104,10 +104,14 @@ def drop_path_backward(dy: Array, rate: float, key: Key, *, xp: ArrayModule) -> 
     return dy * _sample_mask(dy, rate, key, xp)
 
 
+def path_gain(batch: int, rate: float, key: Key, dtype: np.dtype, *, xp: ArrayModule) -> Array:
+    """Return what :func:`drop_path` multiplies each of ``batch`` samples by, as an array (B,)."""
+    return _mask((batch,), rate, key, xp).astype(dtype) * (1 / (1 - rate))
+
+
 def _sample_mask(x: Array, rate: float, key: Key, xp: ArrayModule) -> Array:
     """Return 0 or 1 / (1 - rate) for each sample, in the dtype of ``x``."""
-    mask = _mask((x.shape[0],) + (1,) * (x.ndim - 1), rate, key, xp)
-    return mask.astype(x.dtype) * (1 / (1 - rate))
+    return path_gain(x.shape[0], rate, key, x.dtype, xp=xp).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _mask(shape: tuple[int, ...], rate: float, key: Key, xp: ArrayModule) -> Array:
