@@ -8,27 +8,82 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import pkgutil
+from typing import Any
+
+import numpy as np
 
 from vitkit.backend import ArrayModule
+from vitkit.backend.precision import PRECISIONS
+from vitkit.ops._op import kernels_off
 from vitkit.registry import discover
 
 FOLDERS = {"numpy": "cpu", "cupy": "cuda"}
+LOGGER = logging.getLogger("vitkit")
 
 
 def load(xp: ArrayModule) -> None:
     """Register the kernels that serve the array module ``xp``; a model does this when placed.
 
-    Those of installed plugins too, which the operations ask first.
+    Those of installed plugins too, which the operations ask first. Where the kernels cannot be
+    had, one line says why, and the references run.
     """
-    folder = FOLDERS.get(xp.__name__)
-    if folder is not None:
-        _load_folder(f"{__name__}.{folder}")
+    if not kernels_off():
+        _load_folder(xp.__name__)
     discover()
 
 
+def why_none(xp: ArrayModule) -> str:
+    """Return why no kernel of vitkit's serves the array module ``xp``, or nothing."""
+    return "VITKIT_KERNELS=off" if kernels_off() else _load_folder(xp.__name__)
+
+
+def served_precision(wanted: str, xp: ArrayModule, dtype: Any) -> str:
+    """Return the precision that a model will have, of the one that is wanted.
+
+    Raises
+    ------
+    ValueError
+        If there is no such precision, or not for that dtype.
+    """
+    if wanted not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {wanted!r}.")
+    if wanted == "float32" or kernels_off():
+        return wanted
+    if np.dtype(dtype) != np.float32:
+        raise ValueError(f"precision={wanted!r} needs dtype='float32'; got {np.dtype(dtype)}.")
+    reason = _why_no_bfloat16(xp)
+    if reason:
+        LOGGER.warning("precision='bfloat16' is computed in float32 here: %s.", reason)
+        return "float32"
+    return wanted
+
+
+def _why_no_bfloat16(xp: ArrayModule) -> str:
+    """Return why bfloat16 would be no faster than float32, or nothing."""
+    reason = why_none(xp)
+    if reason or xp.__name__ != "numpy":
+        return reason or f"there are no such kernels for {xp.__name__} yet"
+    return str(importlib.import_module(f"{__name__}.cpu._amx").why_not())
+
+
 @functools.cache
-def _load_folder(name: str) -> None:
-    package = importlib.import_module(name)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{name}.{module.name}")
+def _load_folder(backend: str) -> str:
+    """Import every module of the folder for an array module; return why that failed, or nothing."""
+    if backend not in FOLDERS:
+        return f"there are none for {backend}"
+    name = f"{__name__}.{FOLDERS[backend]}"
+    try:
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{name}.{module.name}")
+    except (ImportError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        LOGGER.warning(
+            "The %s kernels cannot be used (%s): operations run by their references, slower.",
+            backend,
+            reason,
+        )
+        return reason
+    return ""

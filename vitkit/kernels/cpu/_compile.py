@@ -1,0 +1,78 @@
+"""How the CPU kernels are compiled: with Numba, once for each machine, for the vectors it has.
+
+Kernels stand at the top of their modules: Numba's disk cache never finds a function that was made
+inside another. Fast-math may reorder sums and contract products, so that loops become vectors; it
+may not assume that there is no NaN or infinity, because those have to come out where they went in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import extending
+from numba.core.registry import cpu_target
+
+from vitkit.kernels.cpu._compilations import listen
+
+listen()
+intrinsic: Any = extending.intrinsic  # its types say that callers, too, pass the context
+MATH = {"reassoc", "contract", "nsz", "arcp"}
+OPTIONS: dict[str, Any] = {"boundscheck": False, "nogil": True, "error_model": "numpy"}
+
+
+def parallel(function: Any) -> Any:
+    """Compile a kernel that shares its work among the threads of Numba's pool."""
+    return numba.njit(parallel=True, cache=True, fastmath=MATH, **OPTIONS)(function)
+
+
+def serial(function: Any) -> Any:
+    """Compile a piece of a kernel, such as the work on one row."""
+    return numba.njit(cache=True, fastmath=MATH, **OPTIONS)(function)
+
+
+def exact(function: Any) -> Any:
+    """Compile a formula whose terms must be added in the order they are written in."""
+    return numba.njit(fastmath={"contract"}, **OPTIONS)(function)
+
+
+def plainly(function: Any) -> Any:
+    """Compile a formula to the operations it is written in."""
+    # False, not left out: Numba would compile it with the freedoms of the first to call it.
+    return numba.njit(fastmath=False, **OPTIONS)(function)
+
+
+def features() -> frozenset[str]:
+    """Return what the processor that kernels are compiled for can do, as ``"avx512f"``.
+
+    That is this machine's, unless ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` name less.
+    """
+    listed = cpu_target.target_context.codegen()._tm_features
+    return frozenset(name[1:] for name in listed.split(",") if name.startswith("+"))
+
+
+LANES = 16 if "avx512f" in features() else 8 if "avx" in features() else 4
+"""How many float32 one vector register holds."""
+
+
+@intrinsic
+def widest_vectors(context: Any) -> Any:
+    """Let loops of the function that calls this use the widest vectors there are.
+
+    LLVM prefers 256 bits on many processors with 512, for the sake of programs that use them
+    rarely.
+    """
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # llvmlite knows no attribute with a value; the set that holds them prints any text.
+        set.add(builder.function.attributes, f'"prefer-vector-width"="{32 * LANES}"')
+        return target.get_dummy_value()
+
+    return numba.void(), generate
+
+
+def function(module: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """Return the declaration of an LLVM function in a module."""
+    known = module.globals.get(name)
+    return known or ir.Function(module, ir.FunctionType(result, arguments), name)

@@ -1,0 +1,270 @@
+"""The innermost loop of every float32 matrix product: one tile of the result held in registers.
+
+A tile is ``ROWS`` rows of 1 to ``VECTORS`` vectors. For each step along the summed axis it takes
+one number of each row of A and one row of vectors of B, and multiplies all with all. With AVX-512
+that is 6 x 64 results in 24 registers, 4 for B and the rest for A; written as LLVM's vectors, since
+no loop that Numba vectorizes keeps its sums in registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from vitkit.kernels.cpu._compile import LANES, OPTIONS, function, serial, widest_vectors
+
+ROWS = 6
+VECTORS = (
+    4 if LANES == 16 else 2 if LANES == 8 else 4
+)  # as many as leave room in 32 or 16 registers
+PANEL = LANES * VECTORS  # columns of a full tile
+
+FLOAT, INT = ir.FloatType(), ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, LANES)
+BYTES = 4 * LANES  # of one vector
+
+
+def load(builder: Any, address: Any, kind: Any, align: int = 4) -> Any:
+    """Return what is at an address, of an LLVM type."""
+    value = builder.load(builder.inttoptr(address, ir.PointerType(kind)))
+    value.align = align
+    return value
+
+
+def store(builder: Any, value: Any, address: Any) -> None:
+    """Write a value to an address."""
+    stored = builder.store(value, builder.inttoptr(address, ir.PointerType(value.type)))
+    stored.align = 4
+
+
+def _spread(builder: Any, number: Any) -> Any:
+    """Return a vector with ``number`` in every lane."""
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, undefined, lanes)
+
+
+def _tile(rows: int, vectors: int) -> Any:
+    """Return the intrinsic for a tile of ``rows`` rows and ``vectors`` vectors.
+
+    Its arguments are addresses, and steps in bytes: of A to the next row and the next summed
+    index, of B to the next summed index, of C to the next row; how many indices are summed, and
+    whether to add to what C holds.
+    """
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, a_row, a_step, b, b_step, c, c_row, depth, adds = arguments
+        fma = function(builder.module, f"llvm.fma.v{LANES}f32", VECTOR, VECTOR, VECTOR, VECTOR)
+        zero = ir.Constant(INT, 0)
+        offsets, results = [zero], [c]
+        for _ in range(rows - 1):
+            offsets.append(builder.add(offsets[-1], a_row))
+            results.append(builder.add(results[-1], c_row))
+        places = [
+            builder.add(row, ir.Constant(INT, BYTES * v)) for row in results for v in range(vectors)
+        ]
+
+        start = builder.block
+        resume, loop, done = (
+            builder.append_basic_block(name) for name in ("resume", "loop", "done")
+        )
+        builder.cbranch(builder.icmp_signed("!=", adds, zero), resume, loop)
+        with builder.goto_block(resume):
+            held = [load(builder, place, VECTOR) for place in places]
+            builder.branch(loop)
+
+        builder.position_at_end(loop)
+        k, at_a, at_b = (builder.phi(INT) for _ in range(3))
+        sums = [builder.phi(VECTOR) for _ in places]
+        row = [
+            load(builder, builder.add(at_b, ir.Constant(INT, BYTES * v)), VECTOR)
+            for v in range(vectors)
+        ]
+        new = []
+        for i in range(rows):
+            number = _spread(builder, load(builder, builder.add(at_a, offsets[i]), FLOAT))
+            new += [
+                builder.call(fma, [number, row[v], sums[i * vectors + v]]) for v in range(vectors)
+            ]
+        following = builder.add(k, ir.Constant(INT, 1))
+        for block, values in ((start, None), (resume, held)):
+            k.add_incoming(zero, block)
+            at_a.add_incoming(a, block)
+            at_b.add_incoming(b, block)
+            for index, total in enumerate(sums):
+                first = ir.Constant(VECTOR, [0.0] * LANES) if values is None else values[index]
+                total.add_incoming(first, block)
+        k.add_incoming(following, loop)
+        at_a.add_incoming(builder.add(at_a, a_step), loop)
+        at_b.add_incoming(builder.add(at_b, b_step), loop)
+        for total, value in zip(sums, new, strict=True):
+            total.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
+
+        builder.position_at_end(done)
+        for value, place in zip(new, places, strict=True):
+            store(builder, value, place)
+        return target.get_dummy_value()
+
+    def tile(
+        context: Any,
+        a: Any,
+        a_row: Any,
+        a_step: Any,
+        b: Any,
+        b_step: Any,
+        c: Any,
+        c_row: Any,
+        depth: Any,
+        adds: Any,
+    ) -> Any:
+        return types.void(*[types.intp] * 9), generate
+
+    return intrinsic(tile)
+
+
+def _compiled(rows: int, vectors: int) -> Any:
+    """Return the compiled tile, a function of its own: inlined, it would be compiled anew each time."""
+    tile = _tile(rows, vectors)
+
+    def call(
+        a: int,
+        a_row: int,
+        a_step: int,
+        b: int,
+        b_step: int,
+        c: int,
+        c_row: int,
+        depth: int,
+        adds: int,
+    ) -> None:
+        widest_vectors()
+        tile(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+
+    return numba.njit(inline="never", **OPTIONS)(call)
+
+
+_ROWS_1, _ROWS_2, _ROWS_3, _ROWS_4 = (_compiled(ROWS, min(v, VECTORS)) for v in (1, 2, 3, 4))
+_ROW_1, _ROW_2, _ROW_3, _ROW_4 = (_compiled(1, min(v, VECTORS)) for v in (1, 2, 3, 4))
+
+
+@serial
+def _rows_tile(
+    vectors: int,
+    a: int,
+    a_row: int,
+    a_step: int,
+    b: int,
+    b_step: int,
+    c: int,
+    c_row: int,
+    depth: int,
+    adds: int,
+) -> None:
+    if vectors == 4:
+        _ROWS_4(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+    elif vectors == 3:
+        _ROWS_3(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+    elif vectors == 2:
+        _ROWS_2(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+    else:
+        _ROWS_1(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+
+
+@serial
+def _row_tile(
+    vectors: int, a: int, a_step: int, b: int, b_step: int, c: int, depth: int, adds: int
+) -> None:
+    if vectors == 4:
+        _ROW_4(a, 0, a_step, b, b_step, c, 0, depth, adds)
+    elif vectors == 3:
+        _ROW_3(a, 0, a_step, b, b_step, c, 0, depth, adds)
+    elif vectors == 2:
+        _ROW_2(a, 0, a_step, b, b_step, c, 0, depth, adds)
+    else:
+        _ROW_1(a, 0, a_step, b, b_step, c, 0, depth, adds)
+
+
+@serial
+def multiply(
+    rows: int,
+    width: int,
+    depth: int,
+    a: int,
+    a_row: int,
+    a_step: int,
+    b: int,
+    b_step: int,
+    c: int,
+    c_row: int,
+    adds: int,
+) -> None:
+    """Write, or add, A B to C: (rows, depth) times (depth, width).
+
+    Addresses and steps are in bytes. The rows of B and C must have room for a multiple of
+    ``LANES``; what C holds behind ``width`` is of no meaning afterwards.
+
+    Parameters
+    ----------
+    rows, width, depth : int
+        The sizes.
+    a, a_row, a_step : int
+        Where A is, and how far it is to its next row and to its next column.
+    b, b_step, c, c_row : int
+        Where B and C are, whose columns lie side by side, and how far it is to the next row.
+    adds : int
+        1 to add to what C holds.
+    """
+    j = 0
+    while j < width:
+        left = (width - j + LANES - 1) // LANES
+        # Two tiles of three and two vectors are faster than of four and one.
+        vectors = (left + 1) // 2 if left == VECTORS + 1 else min(left, VECTORS)
+        i = 0
+        while i + ROWS <= rows:
+            _rows_tile(
+                vectors,
+                a + i * a_row,
+                a_row,
+                a_step,
+                b + 4 * j,
+                b_step,
+                c + i * c_row + 4 * j,
+                c_row,
+                depth,
+                adds,
+            )
+            i += ROWS
+        if i < rows and rows >= ROWS and adds == 0:  # writing some rows twice beats single rows
+            i = rows - ROWS
+            _rows_tile(
+                vectors,
+                a + i * a_row,
+                a_row,
+                a_step,
+                b + 4 * j,
+                b_step,
+                c + i * c_row + 4 * j,
+                c_row,
+                depth,
+                adds,
+            )
+            i = rows
+        while i < rows:
+            _row_tile(
+                vectors,
+                a + i * a_row,
+                a_step,
+                b + 4 * j,
+                b_step,
+                c + i * c_row + 4 * j,
+                depth,
+                adds,
+            )
+            i += 1
+        j += vectors * LANES

@@ -1,0 +1,205 @@
+"""The MLP branch in the cache; the meaning is in :mod:`vitkit.ops.mlp`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from vitkit.backend import Array, ArrayModule
+from vitkit.kernels.cpu._arrays import column, plain, rows
+from vitkit.kernels.cpu._branch import (
+    add_gradients,
+    dtype_of,
+    gained,
+    gains_of,
+    serves,
+    through_norm,
+)
+from vitkit.kernels.cpu._compile import parallel
+from vitkit.kernels.cpu._math import F
+from vitkit.kernels.cpu._memory import empty, scratch
+from vitkit.kernels.cpu._numbers import kind_of
+from vitkit.kernels.cpu._panels import GROUP, multiply_panels, packed, packed_transposed, prepare
+from vitkit.kernels.cpu._products import (
+    BLOCK,
+    REST,
+    address,
+    behind,
+    room,
+    rows_now,
+    scaled_product,
+)
+from vitkit.kernels.cpu._rows import activate, activate_only, add_branch, normalize
+from vitkit.kernels.cpu._threads import parts, threads
+from vitkit.ops.mlp import (
+    ACTIVATIONS,
+    MLPArrays,
+    mlp_branch,
+    mlp_branch_backward_inplace,
+)
+
+KINDS = list(ACTIVATIONS)
+
+
+@parallel
+def forward(
+    x: np.ndarray,
+    norm_weight: np.ndarray,
+    norm_bias: np.ndarray,
+    eps: float,
+    kind: int,
+    panels1: np.ndarray,
+    bias1: np.ndarray,
+    panels2: np.ndarray,
+    bias2: np.ndarray,
+    gains: np.ndarray,
+    tokens: int,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    hidden: np.ndarray,
+    slope: np.ndarray,
+    keeps: bool,
+    y: np.ndarray,
+    scratch: np.ndarray,
+    parts: int,
+) -> None:
+    """Take each block of rows through the whole branch.
+
+    ``hidden`` and ``slope`` have all rows where they are kept; else ``hidden`` has one block for
+    each thread, and ``slope`` is not used.
+    """
+    count, depth = x.shape
+    middle = bias1.size
+    for t in prange(parts):
+        prepare(panels1)
+        normal, block = kind_of(scratch[t], panels1), scratch[t, behind(depth) :]
+        r, last = count * t // parts, count * (t + 1) // parts
+        while r < last:
+            taken = rows_now(r, last)
+            for i in range(taken):
+                mean[r + i], rstd[r + i] = normalize(
+                    x[r + i], norm_weight, norm_bias, eps, normal[i * depth : (i + 1) * depth]
+                )
+            h = r if keeps else t * (BLOCK + REST)
+            for n in range(0, middle, GROUP):
+                end = min(n + GROUP, middle)
+                multiply_panels(
+                    taken,
+                    n,
+                    end,
+                    depth,
+                    normal.ctypes.data,
+                    depth * normal.itemsize,
+                    panels1,
+                    block.ctypes.data,
+                    GROUP * 4,
+                )
+                for i in range(taken):
+                    line = block[i * GROUP : i * GROUP + end - n]
+                    if keeps:
+                        activate(
+                            kind, line, bias1[n:end], hidden[h + i, n:end], slope[h + i, n:end]
+                        )
+                    else:
+                        activate_only(kind, line, bias1[n:end], hidden[h + i, n:end])
+            for n in range(0, depth, GROUP):
+                end = min(n + GROUP, depth)
+                multiply_panels(
+                    taken,
+                    n,
+                    end,
+                    middle,
+                    address(hidden, h),
+                    middle * hidden.itemsize,
+                    panels2,
+                    block.ctypes.data,
+                    GROUP * 4,
+                )
+                for i in range(taken):
+                    add_branch(
+                        block[i * GROUP : i * GROUP + end - n],
+                        bias2[n:end],
+                        gains[(r + i) // tokens],
+                        x[r + i, n:end],
+                        y[r + i, n:end],
+                    )
+            r += taken
+
+
+@mlp_branch.kernel("numpy")
+def mlp_branch_cpu(
+    x: Array,
+    weights: MLPArrays,
+    eps: float,
+    activation: str,
+    gain: Array | None,
+    precision: str,
+    keep: bool,
+    *,
+    xp: ArrayModule,
+) -> Any:
+    """Replace :func:`vitkit.ops.mlp_branch` for float32 weights."""
+    if not serves(x, weights.fc1_weight.shape, precision, weights):
+        return NotImplemented
+    norm_weight, norm_bias, w1, b1, w2, b2 = map(plain, weights)
+    flat, middle = rows(x), w1.shape[0]
+    y, mean, rstd = empty(x.shape), empty((*x.shape[:2], 1)), empty((*x.shape[:2], 1))
+    kept_rows = x.shape[:2] if keep else (1, threads() * (BLOCK + REST))
+    hidden = empty((*kept_rows, middle), dtype_of(precision))
+    slope = empty(hidden.shape, hidden.dtype) if keep else hidden
+    forward(
+        flat,
+        norm_weight,
+        norm_bias,
+        F(eps),
+        KINDS.index(activation),
+        packed_transposed(w1, precision),
+        b1,
+        packed_transposed(w2, precision),
+        b2,
+        gains_of(gain, x),
+        x.shape[1],
+        column(mean),
+        column(rstd),
+        rows(hidden),
+        rows(slope),
+        keep,
+        rows(y),
+        scratch(room(x.shape[2]) + room(GROUP)),
+        parts(len(flat)),
+    )
+    return y, (mean, rstd, hidden, slope) if keep else ()
+
+
+@mlp_branch_backward_inplace.kernel("numpy")
+def mlp_branch_backward_cpu(
+    dy: Array,
+    x: Array,
+    kept: tuple[Array, ...],
+    weights: MLPArrays,
+    grads: MLPArrays,
+    gain: Array | None,
+    precision: str,
+    *,
+    xp: ArrayModule,
+) -> Any:
+    """Replace :func:`vitkit.ops.mlp_branch_backward_inplace` for float32 weights."""
+    if not serves(x, weights.fc1_weight.shape, precision, (dy, *kept[:2], *weights, *grads)):
+        return NotImplemented
+    mean, rstd, hidden, slope = kept
+    branch = gained(dy, gain, precision)
+    add_gradients(branch, rows(hidden), grads.fc2_weight, grads.fc2_bias)
+    dh = empty(hidden.shape, hidden.dtype)
+    scaled_product(
+        branch,
+        packed(weights.fc2_weight, precision),
+        rows(slope),
+        rows(dh),
+        scratch(room(GROUP)),
+        parts(len(branch)),
+    )
+    dx, u = through_norm(rows(dh), weights.fc1_weight, x, weights, mean, rstd, dy, grads, precision)
+    add_gradients(rows(dh), u, grads.fc1_weight, grads.fc1_bias)
+    return dx
