@@ -141,9 +141,7 @@ def test_backward_out_of_order_is_an_error(xp: ArrayModule) -> None:
     layer = nn.Block(WIDTH, 2, 12, xp=xp)
     ctx = Context(train=True)
     y = layer.forward(draw(xp, (BATCH, TOKENS, WIDTH)), ctx)
-    with pytest.raises(
-        RuntimeError, match=r"LayerNorm 'norm2' asked for .* those of DropPath 'drop_path2'"
-    ):
+    with pytest.raises(RuntimeError, match=r"LayerNorm 'norm2' asked for .* those of MLP 'mlp'"):
         layer.norm2.backward(y, ctx)
 
 

@@ -35,12 +35,15 @@ def test_attention_holds_a_few_score_arrays_and_keeps_none(scale: float) -> None
     rng = np.random.default_rng(0)
     qkv = (scale * rng.standard_normal((BATCH, TOKENS, 3 * DIM))).astype("float32")
     dy = rng.standard_normal((BATCH, TOKENS, DIM)).astype("float32")
-    (y, *stats), left, peak = allocated(lambda: ops.multi_head_attention(qkv, HEADS, xp=np))
-    assert SCORES < peak < 2.5 * SCORES  # more than one: the scores were seen
-    assert left < SCORES / 8
-    _, left, peak = allocated(lambda: ops.multi_head_attention_backward(dy, qkv, y, *stats, xp=np))
-    assert SCORES < peak < 3.5 * SCORES
-    assert left < SCORES / 8
+    with ops.reference_only():
+        (y, *stats), left, peak = allocated(lambda: ops.multi_head_attention(qkv, HEADS, xp=np))
+        assert SCORES < peak < 2.5 * SCORES  # more than one: the scores were seen
+        assert left < SCORES / 8
+        _, left, peak = allocated(
+            lambda: ops.multi_head_attention_backward(dy, qkv, y, *stats, xp=np)
+        )
+        assert SCORES < peak < 3.5 * SCORES
+        assert left < SCORES / 8
 
 
 def test_the_layer_neither() -> None:
@@ -55,9 +58,10 @@ def test_the_layer_neither() -> None:
         y, ctx = forward()
         return layer.backward(y, ctx)
 
-    (_, ctx), left, _ = allocated(forward)
-    assert ctx.nbytes <= left < SCORES / 2
-    assert allocated(both)[2] < 3.5 * SCORES
+    with ops.reference_only():
+        (_, ctx), left, _ = allocated(forward)
+        assert ctx.nbytes <= left < SCORES / 2
+        assert allocated(both)[2] < 3.5 * SCORES
 
 
 @pytest.mark.parametrize("mlp_dim", [8, 32, 64])
@@ -76,7 +80,7 @@ def test_a_checkpointed_block_keeps_its_input_alone(mlp_dim: int, xp: ArrayModul
 
     plain, checkpointed = (kept(3, on) - kept(1, on) for on in (False, True))
     assert checkpointed == 2 * 3 * 65 * DIM * 4  # two blocks, three images, 65 tokens, float32
-    # In the block's own width: the inputs of two norms and of four dense layers, once as q, k, v
-    # and twice as wide as the MLP; beside them two numbers a row, and two more for each head.
-    numbers = 8 + 2 * mlp_dim / DIM
+    # In the block's own width: the inputs of two branches, q, k, v and what they gather, and twice
+    # what is as wide as the MLP; beside them two numbers a row, and two more for each head.
+    numbers = 6 + 2 * mlp_dim / DIM
     assert numbers <= plain / checkpointed <= numbers + (4 + 2 * HEADS) / DIM

@@ -12,12 +12,15 @@ import pytest
 from vitkit import ops
 from vitkit.backend import Array, ArrayModule, philox, to_numpy
 from vitkit.ops import Op
-from vitkit.testing import strict_device
+from vitkit.ops.attention_branch import AttentionArrays
+from vitkit.ops.mlp import MLPArrays
+from vitkit.testing import assert_close, strict_device
 
 KEY = (0, 1, 2)
 ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.3, "step": 2}
 LION = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.3}
 SGD = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3}
+BRANCHES = ["attention_branch", "mlp_branch"]
 ELEMENTWISE = ["relu", "silu", "quick_gelu", "tanh", "gelu", "gelu_tanh"]
 
 Make = Callable[..., Array]
@@ -28,6 +31,8 @@ def arguments(name: str, make: Make, b: int, n: int) -> tuple[tuple[Any, ...], d
     x = make(b, n, 6)
     if name.removesuffix("_backward") in ELEMENTWISE:
         return ((x, make(b, n, 6)) if name.endswith("_backward") else (x,)), {}
+    if name in BRANCHES:
+        return branch_arguments(name, make, b, n), {}
     labels, logits = make(b, integer=True), make(b, n)
     table: dict[str, Callable[[], tuple[Any, ...]]] = {
         "linear": lambda: (x, make(4, 6), make(4)),
@@ -66,6 +71,26 @@ def arguments(name: str, make: Make, b: int, n: int) -> tuple[tuple[Any, ...], d
     return table[name](), {}
 
 
+def branch_arguments(name: str, make: Make, b: int, n: int) -> tuple[Any, ...]:
+    """Return what a branch of a block may be called with, forward or backward."""
+    x, gain = make(b, n, 6), make(b)
+    if name.startswith("attention"):
+        kind, shapes, settings = AttentionArrays, ((18, 6), 18, (6, 6)), (2, 1e-6)
+        kept = [(b, n, 1), (b, n, 1), (b, n, 18), (b, n, 6), (b, 2, n), (b, 2, n)]
+    else:
+        kind, shapes, settings = MLPArrays, ((8, 6), 8, (6, 8)), (1e-6, "gelu")
+        kept = [(b, n, 1), (b, n, 1), (b, n, 8), (b, n, 8)]
+
+    def parameters() -> Any:
+        weight1, bias1, weight2 = shapes
+        return kind(make(6), make(6), make(*weight1), make(bias1), make(*weight2), make(6))
+
+    if not name.endswith("_inplace"):
+        return (x, parameters(), *settings, gain, "float32", True)
+    arrays = tuple(make(*shape) for shape in kept)
+    return (make(b, n, 6), x, arrays, parameters(), parameters(), gain, "float32")
+
+
 def update_arguments(name: str, make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
     table: dict[str, tuple[int, dict[str, Any]]] = {
         "sgd_update_inplace": (3, SGD),
@@ -82,7 +107,8 @@ def update_arguments(name: str, make: Make) -> tuple[tuple[Any, ...], dict[str, 
 OPS = sorted(name for name, value in vars(ops).items() if isinstance(value, Op))
 PURE = [name for name in OPS if not name.endswith("_inplace")]
 LOSSES = ["mean_squared_error", "sigmoid_bce", "softmax_cross_entropy"]
-INPLACE = [name for name in OPS if name.endswith("_inplace")]
+INPLACE = [name for name in OPS if name.endswith("_update_inplace")]
+BACKWARD = [name for name in OPS if name.endswith("_backward_inplace")]
 
 
 class Maker:
@@ -111,7 +137,9 @@ class Maker:
 
 def arrays_in(result: Any) -> Iterator[Array]:
     for item in result if isinstance(result, tuple) else (result,):
-        if item is not None:
+        if isinstance(item, tuple):
+            yield from arrays_in(item)
+        elif item is not None:
             yield item
 
 
@@ -157,9 +185,35 @@ def test_in_place_means_the_weights_and_the_state(name: str, dtype: str, xp: Arr
         assert changed == (at != 1)  # the second is what is read
 
 
-@pytest.mark.parametrize("name", INPLACE)
+@pytest.mark.parametrize("name", BACKWARD)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_branch_s_backward_adds_to_the_gradients_alone(
+    name: str, dtype: str, xp: ArrayModule
+) -> None:
+    make = Maker(xp, dtype)
+    args = branch_arguments(name, make, 2, 3)
+    dx = getattr(ops, name)(*args, xp=xp)
+    assert (dx.dtype, dx.shape) == (dtype, (2, 3, 6))
+    added = {id(array) for array in args[4]}
+    for array, host in make.made:
+        changed = to_numpy(array) != host
+        assert changed.any() == (id(array) in added)
+    once = [to_numpy(array).copy() for array in args[4]]
+    getattr(ops, name)(*args, xp=xp)
+    for array, first, (_, start) in zip(
+        args[4], once, [made for made in make.made if id(made[0]) in added], strict=True
+    ):
+        assert_close(to_numpy(array) - first, (first - start).astype("float64"), reduction=50)
+
+
+@pytest.mark.parametrize("name", [*INPLACE, *BACKWARD])
 def test_an_update_waits_for_no_device(name: str) -> None:
-    args, kwargs = update_arguments(name, Maker(strict_device.xp, "float32"))
+    make = Maker(strict_device.xp, "float32")
+    args, kwargs = (
+        update_arguments(name, make)
+        if name in INPLACE
+        else (branch_arguments(name, make, 2, 3), {})
+    )
     with strict_device.count_syncs() as syncs:
         getattr(ops, name)(*args, **kwargs, xp=strict_device.xp)
     assert syncs == []
@@ -178,5 +232,6 @@ def test_every_op_has_its_gradient(name: str) -> None:
         *("attention_weights", "global_norm", "normalize_images"),  # nothing to learn behind them
         *("patchify", "unpatchify"),  # each is that of the other
     }
+    backward = f"{name}_backward_inplace" if name in BRANCHES else f"{name}_backward"
     if not name.endswith("_backward"):
-        assert (f"{name}_backward" in OPS) == (name not in without)
+        assert (backward in OPS) == (name not in without)

@@ -10,7 +10,7 @@ from vitkit.nn.module import Module
 from vitkit.ops._op import Op
 
 # Compared to torch.optim and to their papers in tests/ops/test_updates.py.
-ELSEWHERE = "_inplace"
+ELSEWHERE = "_update_inplace"
 
 
 def attributes_used(of: str) -> set[str]:

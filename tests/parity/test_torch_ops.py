@@ -10,6 +10,8 @@ import pytest
 
 from vitkit import ops
 from vitkit.backend import Array, philox, to_numpy
+from vitkit.ops.attention_branch import AttentionArrays
+from vitkit.ops.mlp import MLPArrays
 from vitkit.ops.patches import Size
 
 
@@ -124,6 +126,79 @@ def test_multi_head_attention(
     ty.backward(tdy)
     dqkv = ops.multi_head_attention_backward(dy, qkv, y, *stats, xp=parity.xp)
     parity.close(dqkv, tqkv.grad, reduction=longest, what="dqkv")
+
+
+def branch_parameters(parity: Any, width: int, hidden: int, last: int) -> tuple[Any, Any]:
+    """Return the parameters of a branch, as arrays and as tensors; products stay near 1."""
+    shapes = [(width,), (width,), (hidden, width), (hidden,), (width, last), (width,)]
+    drawn = [parity.normal(*shape, scale=shape[-1] ** -0.5) for shape in shapes]
+    return [array for array, _ in drawn], [tensor for _, tensor in drawn]
+
+
+def compare_backward(
+    parity: Any,
+    backward: Callable[..., Array],
+    kind: Any,
+    x: Any,
+    y: Any,
+    kept: Any,
+    weights: Any,
+    gain: Array,
+    longest: int,
+) -> None:
+    """Compare every gradient of a branch; each of the pairs holds an array and a tensor."""
+    dy, tdy = parity.normal(*x[0].shape)
+    y.backward(tdy)
+    grads = kind(*(parity.xp.zeros_like(array) for array in weights[0]))
+    dx = backward(dy, x[0], kept, kind(*weights[0]), grads, gain, "float32", xp=parity.xp)
+    parity.close(dx, x[1].grad, reduction=longest, what="dx")
+    for name, grad, tensor in zip(kind._fields, grads, weights[1], strict=True):
+        parity.close(grad, tensor.grad, reduction=longest, what=name)
+
+
+@pytest.mark.parametrize(("batch", "tokens", "width", "hidden"), [(1, 1, 4, 7), (3, 13, 24, 40)])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_mlp_branch(
+    batch: int, tokens: int, width: int, hidden: int, activation: str, parity: Any
+) -> None:
+    functional, longest = parity.torch.nn.functional, max(batch * tokens, hidden)
+    (x, tx), (gain, tgain) = parity.normal(batch, tokens, width), parity.normal(batch)
+    weights, tensors = branch_parameters(parity, width, hidden, hidden)
+    norm_weight, norm_bias, weight1, bias1, weight2, bias2 = tensors
+    u = functional.layer_norm(tx, (width,), norm_weight, norm_bias, 1e-6)
+    form = "tanh" if activation == "gelu_tanh" else "none"
+    h = functional.gelu(functional.linear(u, weight1, bias1), approximate=form)
+    ty = tx + tgain[:, None, None] * functional.linear(h, weight2, bias2)
+    y, kept = ops.mlp_branch(
+        x, MLPArrays(*weights), 1e-6, activation, gain, "float32", True, xp=parity.xp
+    )
+    parity.close(y, ty, reduction=longest, what="y")
+    backward = ops.mlp_branch_backward_inplace
+    both = (weights, tensors)
+    compare_backward(parity, backward, MLPArrays, (x, tx), ty, kept, both, gain, longest)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "width"), [(1, 1, 2, 3), (2, 7, 3, 5), (2, 33, 2, 16)]
+)
+def test_attention_branch(batch: int, tokens: int, heads: int, width: int, parity: Any) -> None:
+    functional, dim = parity.torch.nn.functional, heads * width
+    longest = max(batch * tokens, 3 * dim)
+    (x, tx), (gain, tgain) = parity.normal(batch, tokens, dim), parity.normal(batch)
+    weights, tensors = branch_parameters(parity, dim, 3 * dim, dim)
+    norm_weight, norm_bias, weight1, bias1, weight2, bias2 = tensors
+    u = functional.layer_norm(tx, (dim,), norm_weight, norm_bias, 1e-6)
+    qkv = functional.linear(u, weight1, bias1)
+    q, k, v = (part.unflatten(-1, (heads, width)).transpose(1, 2) for part in qkv.chunk(3, -1))
+    mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    ty = tx + tgain[:, None, None] * functional.linear(mixed, weight2, bias2)
+    y, kept = ops.attention_branch(
+        x, AttentionArrays(*weights), heads, 1e-6, gain, "float32", True, xp=parity.xp
+    )
+    parity.close(y, ty, reduction=longest, what="y")
+    backward = ops.attention_branch_backward_inplace
+    both = (weights, tensors)
+    compare_backward(parity, backward, AttentionArrays, (x, tx), ty, kept, both, gain, longest)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

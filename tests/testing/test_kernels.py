@@ -30,8 +30,9 @@ def outcomes(*args: Any, **kwargs: Any) -> dict[str, Outcome]:
 def test_what_ships_passes(name: str, backend: str) -> None:
     found = outcomes(OPS[name], OPS[name].kernels[backend], backend=backend)
     assert [o for o in found.values() if o.passed is False] == []
-    if backend == "numpy":
-        assert {o.name for o in found.values() if o.passed is None} <= {"answers"}
+    if backend == "numpy":  # what Numba compiles is compiled for float32
+        unasked = {o.name for o in found.values() if o.passed is None}
+        assert unasked <= {"answers", "values in float64"}
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -69,6 +69,9 @@ class ViT(Module):
         ``"float32"``, or ``"float64"`` for checking.
     seed : int or None, default 0
         Where the first weights come from; None leaves zeros, for weights about to be loaded.
+    precision : str, default "float32"
+        ``"bfloat16"`` for matrix products of bfloat16 inside the blocks, with float32 weights,
+        sums and gradients; on processors that are faster that way (Intel's AMX).
     xp : module, optional
         The array module itself, instead of ``backend``.
     **options
@@ -105,6 +108,7 @@ class ViT(Module):
         backend: str | None = "numpy",
         dtype: Any = "float32",
         seed: int | None = 0,
+        precision: str = "float32",
         xp: ArrayModule = None,
         **options: Unpack[Options],
     ) -> None:
@@ -130,6 +134,7 @@ class ViT(Module):
         size = c.representation_size
         self.pre_logits = PreLogits(c.dim, size) if size else None
         self.head = Linear(size or c.dim, c.num_classes, weight_init=zeros)
+        self.precision = precision
         if xp is not None or backend is not None:
             self.place(backend if xp is None else xp, seed=seed, dtype=dtype)
 

@@ -7,8 +7,10 @@ from vitkit.backend import Array, ArrayModule
 from vitkit.nn.context import Context
 from vitkit.nn.dropout import Dropout
 from vitkit.nn.init import SCHEMES, Scheme
+from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.linear import Linear
 from vitkit.nn.module import Module
+from vitkit.ops.attention_branch import AttentionArrays
 
 
 class Attention(Module):
@@ -63,6 +65,43 @@ class Attention(Module):
         dy = self.proj.backward(self.proj_drop.backward(dy, ctx), ctx)
         dqkv = ops.multi_head_attention_backward(dy, *ctx.pop(self), xp=self.xp)
         return self.qkv.backward(dqkv, ctx)
+
+    def fuses(self, ctx: Context) -> bool:
+        """Whether norm and residual can be part of the same operation in this pass."""
+        own = type(self) is Attention and type(self.qkv) is type(self.proj) is Linear
+        return own and type(self.proj_drop) is Dropout and not self.proj_drop.active(ctx)
+
+    def branch(self, x: Array, norm: LayerNorm, gain: Array | None, ctx: Context) -> Array:
+        """Return ``x + gain * self(norm(x))``; keep what :func:`vitkit.ops.attention_branch` says."""
+        self.expect_width(x, norm.weight.shape[0])
+        weights, _ = self._arrays(norm)
+        y, kept = ops.attention_branch(
+            x, weights, self.num_heads, norm.eps, gain, self.precision, ctx.keep, xp=self.xp
+        )
+        ctx.push(self, x, gain, *kept)
+        return y
+
+    def branch_backward(self, dy: Array, norm: LayerNorm, ctx: Context) -> Array:
+        """Return ``dx`` of :meth:`branch`."""
+        x, gain, *kept = ctx.pop(self)
+        return ops.attention_branch_backward_inplace(
+            dy, x, tuple(kept), *self._arrays(norm), gain, self.precision, xp=self.xp
+        )
+
+    def _arrays(self, norm: LayerNorm) -> tuple[AttentionArrays, AttentionArrays]:
+        """Return the parameters of the branch and their gradients."""
+        parts = (
+            norm.weight,
+            norm.bias,
+            self.qkv.weight,
+            self.qkv.bias,
+            self.proj.weight,
+            self.proj.bias,
+        )
+        return (
+            AttentionArrays(*(part.value for part in parts)),
+            AttentionArrays(*(part.grad for part in parts)),
+        )
 
     def weights(self, x: Array) -> Array:
         """Return how much each token takes from each, (B, h, N, N); rows sum to one."""

@@ -13,6 +13,7 @@ from vitkit.nn.init import SCHEMES, Scheme
 from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.mlp import MLP
 from vitkit.nn.module import Module
+from vitkit.nn.residual import residual, residual_backward
 
 
 class Block(Module):
@@ -67,17 +68,10 @@ class Block(Module):
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the tokens (B, N, D) after attention and MLP."""
-        x = x + self.drop_path1.forward(self.attn.forward(self.norm1.forward(x, ctx), ctx), ctx)
-        x = x + self.drop_path2.forward(self.mlp.forward(self.norm2.forward(x, ctx), ctx), ctx)
-        return x
+        x = residual(self.norm1, self.attn, self.drop_path1, x, ctx)
+        return residual(self.norm2, self.mlp, self.drop_path2, x, ctx)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """Return ``dx``."""
-        dx = dy
-        dx = dx + self.norm2.backward(
-            self.mlp.backward(self.drop_path2.backward(dx, ctx), ctx), ctx
-        )
-        dx = dx + self.norm1.backward(
-            self.attn.backward(self.drop_path1.backward(dx, ctx), ctx), ctx
-        )
-        return dx
+        dx = residual_backward(self.norm2, self.mlp, self.drop_path2, dy, ctx)
+        return residual_backward(self.norm1, self.attn, self.drop_path1, dx, ctx)

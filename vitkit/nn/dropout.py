@@ -29,9 +29,13 @@ class Dropout(Module):
         if xp is not None:
             self.place(xp)
 
+    def active(self, ctx: Context) -> bool:
+        """Whether anything is zeroed in this pass."""
+        return ctx.train and self.rate > 0
+
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return ``y``; keep the key that the mask is drawn from."""
-        if not ctx.train or self.rate == 0:
+        if not self.active(ctx):
             ctx.push(self, None)
             return x
         key = ctx.seeds.next()
@@ -57,3 +61,9 @@ class DropPath(Dropout):
 
     _forward = staticmethod(ops.drop_path)
     _backward = staticmethod(ops.drop_path_backward)
+
+    def gain(self, x: Array, ctx: Context) -> Array | None:
+        """Return what ``forward`` would multiply each sample of ``x`` by, (B,), or None for 1."""
+        if not self.active(ctx):
+            return None
+        return ops.path_gain(len(x), self.rate, ctx.seeds.next(), x.dtype, xp=self.xp)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from vitkit import ops
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.activation import ACTIVATIONS, Activation, ActivationPair
 from vitkit.nn.context import Context
 from vitkit.nn.dropout import Dropout
 from vitkit.nn.init import SCHEMES, Scheme
+from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.linear import Linear
 from vitkit.nn.module import Module
+from vitkit.ops.mlp import ACTIVATIONS as FUSED
+from vitkit.ops.mlp import MLPArrays
 
 
 class MLP(Module):
@@ -55,3 +59,48 @@ class MLP(Module):
         """Return ``dx``."""
         dy = self.fc2.backward(self.drop2.backward(dy, ctx), ctx)
         return self.fc1.backward(self.act.backward(self.drop1.backward(dy, ctx), ctx), ctx)
+
+    def fuses(self, ctx: Context) -> bool:
+        """Whether norm and residual can be part of the same operation in this pass."""
+        own = type(self) is MLP and type(self.fc1) is type(self.fc2) is Linear
+        own = own and type(self.drop1) is type(self.drop2) is Dropout
+        known = type(self.act) is Activation and self._activation is not None
+        return own and known and not (self.drop1.active(ctx) or self.drop2.active(ctx))
+
+    def branch(self, x: Array, norm: LayerNorm, gain: Array | None, ctx: Context) -> Array:
+        """Return ``x + gain * self(norm(x))``; keep what :func:`vitkit.ops.mlp_branch` says."""
+        self.expect_width(x, norm.weight.shape[0])
+        weights, _ = self._arrays(norm)
+        y, kept = ops.mlp_branch(
+            x, weights, norm.eps, self._activation, gain, self.precision, ctx.keep, xp=self.xp
+        )
+        ctx.push(self, x, gain, *kept)
+        return y
+
+    def branch_backward(self, dy: Array, norm: LayerNorm, ctx: Context) -> Array:
+        """Return ``dx`` of :meth:`branch`."""
+        x, gain, *kept = ctx.pop(self)
+        return ops.mlp_branch_backward_inplace(
+            dy, x, tuple(kept), *self._arrays(norm), gain, self.precision, xp=self.xp
+        )
+
+    @property
+    def _activation(self) -> str | None:
+        """The name by which the operation knows the activation, if it does."""
+        pairs = FUSED.items()
+        return next((name for name, pair in pairs if pair == self.act.pair), None)
+
+    def _arrays(self, norm: LayerNorm) -> tuple[MLPArrays, MLPArrays]:
+        """Return the parameters of the branch and their gradients."""
+        parts = (
+            norm.weight,
+            norm.bias,
+            self.fc1.weight,
+            self.fc1.bias,
+            self.fc2.weight,
+            self.fc2.bias,
+        )
+        return (
+            MLPArrays(*(part.value for part in parts)),
+            MLPArrays(*(part.grad for part in parts)),
+        )

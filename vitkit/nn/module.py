@@ -36,6 +36,7 @@ class Module:
     name: str = ""
     transparent: bool = False  # True for wrappers, which leave no trace in parameter names
     groups: tuple[FlatGroup, ...] = ()
+    precision: str = "float32"  # what the products of a block are made of; set by ``place``
     _xp: ArrayModule = None
     _snapshot: Snapshot | None = None  # of the tree when its buffers were last checked
 
@@ -103,7 +104,14 @@ class Module:
         """How many numbers are learned; known before anything is allocated."""
         return sum(parameter.size for _, parameter in self.named_parameters())
 
-    def place(self, xp: ArrayModule, *, seed: int | None = 0, dtype: Any = "float32") -> Module:
+    def place(
+        self,
+        xp: ArrayModule,
+        *,
+        seed: int | None = 0,
+        dtype: Any = "float32",
+        precision: str | None = None,
+    ) -> Module:
         """Give the tree its ``xp`` and every parameter its memory; return ``self``.
 
         Parameters are views of one flat buffer for each decay group, in backward order. The
@@ -118,6 +126,9 @@ class Module:
             Where the first values come from; None leaves zeros, for weights about to be loaded.
         dtype : str or numpy.dtype, default "float32"
             ``"float32"`` or ``"float64"``.
+        precision : str, optional
+            ``"float32"``, or ``"bfloat16"`` for the products inside encoder blocks; where that
+            would be slower a line says so and it stays float32. By default as it was.
 
         Returns
         -------
@@ -126,8 +137,10 @@ class Module:
         """
         xp = array_module(xp)
         kernels.load(xp)
+        precision = kernels.served_precision(precision or self.precision, xp, dtype)
         for name, module in self.modules():
             module.name, module._xp, module.groups = name, xp, ()
+            module.precision = precision
             module._snapshot = None
         self.groups = allocate(list(self.named_parameters()), xp, dtype)
         self._snapshot = Snapshot(self) if self.groups else None

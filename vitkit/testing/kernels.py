@@ -11,7 +11,7 @@ import numpy as np
 from vitkit.ops import Op
 from vitkit.testing.check import Check, Skip, run_checks
 from vitkit.testing.parts.functions import DTYPES, name_of
-from vitkit.testing.parts.kernel_inputs import Maker
+from vitkit.testing.parts.kernel_inputs import chained, Maker
 from vitkit.testing.parts.kernel_runs import LENGTHS, LONG, Case, Comparison, Fault, Ran, arrays_in
 from vitkit.testing.parts.memory import STRIDED, Layout, Placed, same_bits
 from vitkit.testing.parts.staged import staged
@@ -22,7 +22,7 @@ ONE = 33
 BLOCKS = (32, 16, 8, 4, 2)
 AROUND = (np.nan, 1e30)
 """What lies around arguments: a maximum may not see the one, nor a product with zero the other."""
-ODD = (np.nan, np.inf, -np.inf, 1e4, 1e-30)
+ODD = (np.nan, np.inf, -np.inf, 1e4, 1e-30)  # the last two are too much for chains of products
 
 
 def check_kernel(
@@ -323,7 +323,7 @@ def takes_odd_numbers(pair: Comparison) -> None:
             if host.dtype.kind != "f":
                 continue
             for at in (0, host.size // 2, host.size - 1):
-                for value in ODD:
+                for value in ODD[:3] if chained(pair.op) else ODD:
                     odd = pair.with_number(case, name, at, value)
                     ran = pair.run(odd)
                     if ran.results is None:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from vitkit import ops
+from vitkit.ops.attention_branch import AttentionArrays
+from vitkit.ops.mlp import MLPArrays
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Maker = Callable[[np.random.Generator, int, str], Arguments | None]
@@ -114,6 +116,48 @@ def attention_backward(shape: str) -> Maker:
     return make
 
 
+HEADS = 2
+"""Heads of the attention branch that kernels are run on."""
+
+
+def branch(op: Any, kind: Any, shape: str, hidden: str, backward: bool = False) -> Maker:
+    """Return a maker for a branch of a block; what it keeps is what its reference keeps.
+
+    Its parameters are those of ``kind``: (D,), (D,), (M, D), (M,), (D, K), (D,), where K is D after
+    attention and M after an MLP.
+    """
+    width = shape.split()[-1]
+    last = width if kind is AttentionArrays else hidden
+    shapes = (width, width, f"{hidden} {width}", hidden, f"{width} {last}", width)
+    settings = (HEADS, 1e-6) if kind is AttentionArrays else (1e-6, "gelu")
+
+    def make(rng: np.random.Generator, n: int, dtype: str) -> Arguments | None:
+        if not 0 < n <= FEW:
+            return None
+        x, dy, *parameters = normal(rng, n, shape, shape, *shapes)
+        weights, gain = kind(*parameters), rng.random(len(x)) + 0.5
+        if not backward:
+            x, gain, *cut = cast((x, gain, *parameters), dtype)
+            return (x, kind(*cut), *settings, gain, "float32", True), {}
+        _, kept = op.reference(x, weights, *settings, gain, "float32", True, xp=np)
+        grads = kind(*cast(normal(rng, n, *shapes), dtype))
+        x, dy, gain, *cut = cast((x, dy, gain, *parameters), dtype)
+        return (dy, x, cast(kept, dtype), kind(*cut), grads, gain, "float32"), {}
+
+    return make
+
+
+def branches(
+    op: Any, kind: Any, hidden: str, wide: str, backward: bool = False
+) -> dict[str, Maker]:
+    """Return the makers of a branch of 4 channels, and of n in every head."""
+    return {
+        "n images": branch(op, kind, "n 3 4", hidden, backward),
+        "n tokens": branch(op, kind, "2 n 4", hidden, backward),
+        "n channels a head": branch(op, kind, "2 3 2n", wide, backward),
+    }
+
+
 def labelled(shape: str, soft: bool = False) -> Maker:
     """Return a maker of logits and labels; there is no mean over no sample."""
 
@@ -206,6 +250,12 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = {
         "n images": attention_backward("n 3"),
         "n tokens": attention_backward("1 n"),
     },
+    "attention_branch": branches(ops.attention_branch, AttentionArrays, "12", "6n"),
+    "attention_branch_backward_inplace": branches(
+        ops.attention_branch, AttentionArrays, "12", "6n", backward=True
+    ),
+    "mlp_branch": branches(ops.mlp_branch, MLPArrays, "7", "3n"),
+    "mlp_branch_backward_inplace": branches(ops.mlp_branch, MLPArrays, "7", "3n", backward=True),
     "attention_weights": {
         "n images": of("n 3 12", then=(2,), most=FEW),
         "n tokens": of("1 n 12", then=(2,), least=1, most=FEW),
@@ -253,6 +303,13 @@ NOTHING_SUMMED = frozenset(
 """Those in which rounding does not grow with the arrays, besides activations."""
 
 
+CHAINED = frozenset(
+    """attention_branch attention_branch_backward_inplace mlp_branch
+    mlp_branch_backward_inplace""".split()
+)
+"""Those of several products in a row, which multiply the rounding of one large number."""
+
+
 def makers(op: Callable[..., Any]) -> Mapping[str, Maker] | None:
     """Return what an op is called with, or None where vitkit cannot know.
 
@@ -270,6 +327,11 @@ def sums(op: Callable[..., Any]) -> bool:
     if is_ours(op) and op.__name__ in MAKERS:
         return op.__name__ not in NOTHING_SUMMED
     return not pointwise(op)
+
+
+def chained(op: Callable[..., Any]) -> bool:
+    """Return whether an op is a chain of products."""
+    return is_ours(op) and op.__name__ in CHAINED
 
 
 def is_ours(op: Callable[..., Any]) -> bool:

@@ -253,6 +253,9 @@ def replaced(value: Any, name: str, function: Callable[[str, np.ndarray], Any]) 
     """Return an argument with each array in it, named, put through a function."""
     if isinstance(value, np.ndarray):
         return function(name, value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # arrays with names of their own
+        named = zip(value._fields, value, strict=True)
+        return type(value)(*(replaced(item, f"{name}.{at}", function) for at, item in named))
     if type(value) in (list, tuple):
         items = (replaced(item, f"{name}[{at}]", function) for at, item in enumerate(value))
         return type(value)(items)
@@ -267,9 +270,10 @@ def visible(array: np.ndarray) -> np.ndarray:
 
 
 def arrays_in(value: Any) -> list[Any]:
-    """Return the results of a call: none, one, or those of a tuple that are not None."""
-    several = value if isinstance(value, (tuple, list)) else (value,)
-    return [result for result in several if result is not None]
+    """Return the results of a call: none, one, or those of tuples that are not None."""
+    if isinstance(value, (tuple, list)):
+        return [result for item in value for result in arrays_in(item)]
+    return [] if value is None else [value]
 
 
 def difference(what: str, got: np.ndarray, want: np.ndarray, reduction: int) -> Fault | None:
