@@ -72,7 +72,7 @@ class Attention(Module):
         return own and type(self.proj_drop) is Dropout and not self.proj_drop.active(ctx)
 
     def branch(self, x: Array, norm: LayerNorm, gain: Array | None, ctx: Context) -> Array:
-        """Return ``x + gain * self(norm(x))``; keep what :func:`vitkit.ops.attention_branch` says."""
+        """Return ``x + gain * self(norm(x))``, by :func:`vitkit.ops.attention_branch`."""
         self.expect_width(x, norm.weight.shape[0])
         weights, _ = self._arrays(norm)
         y, kept = ops.attention_branch(

@@ -68,7 +68,7 @@ class MLP(Module):
         return own and known and not (self.drop1.active(ctx) or self.drop2.active(ctx))
 
     def branch(self, x: Array, norm: LayerNorm, gain: Array | None, ctx: Context) -> Array:
-        """Return ``x + gain * self(norm(x))``; keep what :func:`vitkit.ops.mlp_branch` says."""
+        """Return ``x + gain * self(norm(x))``, by :func:`vitkit.ops.mlp_branch`."""
         self.expect_width(x, norm.weight.shape[0])
         weights, _ = self._arrays(norm)
         y, kept = ops.mlp_branch(

@@ -11,7 +11,7 @@ import numpy as np
 from vitkit.ops import Op
 from vitkit.testing.check import Check, Skip, run_checks
 from vitkit.testing.parts.functions import DTYPES, name_of
-from vitkit.testing.parts.kernel_inputs import chained, Maker
+from vitkit.testing.parts.kernel_inputs import Maker, chained
 from vitkit.testing.parts.kernel_runs import LENGTHS, LONG, Case, Comparison, Fault, Ran, arrays_in
 from vitkit.testing.parts.memory import STRIDED, Layout, Placed, same_bits
 from vitkit.testing.parts.staged import staged

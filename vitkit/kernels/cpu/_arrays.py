@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vitkit.backend import Array
+from vitkit.kernels.cpu._memory import empty
 
 
 def served(*arrays: Array) -> bool:
@@ -30,7 +31,10 @@ class _Alias:
 
 def plain(array: np.ndarray) -> np.ndarray:
     """Return an array in C order, itself where it is so; kernels only read what they are given."""
-    array = np.ascontiguousarray(array)
+    if not array.flags.c_contiguous:
+        copy = empty(array.shape, array.dtype)
+        copy[...] = array
+        return copy
     return array if array.flags.writeable else np.asarray(_Alias(array))
 
 

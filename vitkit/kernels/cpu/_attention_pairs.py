@@ -19,7 +19,7 @@ from vitkit.kernels.cpu._numbers import narrow, wide
 from vitkit.kernels.cpu._panels import pair_rows, transpose_pairs, transpose_tile
 from vitkit.kernels.cpu._rows import convert
 from vitkit.kernels.cpu._threads import threads
-from vitkit.kernels.cpu.attention import largest_of
+from vitkit.kernels.cpu.attention import largest_of, padded
 
 QUERIES = 224  # rows of scores at once, a multiple of SIDE
 
@@ -31,21 +31,26 @@ def tiled(count: int) -> int:
 
 
 @serial
-def copied(x: np.ndarray, first: int, column: int, count: int, width: int, out: np.ndarray) -> None:
-    """Write some columns of some rows to whole tiles of ``tiled(width)`` columns, zeros beyond."""
+def copied(
+    x: np.ndarray, first: int, column: int, count: int, width: int, rows: int, out: np.ndarray
+) -> None:
+    """Write some columns of ``count`` rows, ``tiled(width)`` wide, and zeros up to ``rows``."""
+    widest_vectors()
     row = tiled(width)
-    for i in range(tiled(count)):
-        line = out[i * row : (i + 1) * row]
-        if i < count:
-            line[:width] = x[first + i, column : column + width]
-            line[width:] = 0
-        else:
-            line[:] = 0
+    for i in range(count):
+        source, line = x[first + i, column : column + width], out[i * row : (i + 1) * row]
+        for c in range(width):
+            line[c] = source[c]
+        for c in range(width, row):
+            line[c] = 0
+    rest = out[count * row : rows * row]
+    for c in range(rest.size):
+        rest[c] = 0
 
 
 @serial
 def as_columns(rows: np.ndarray, count: int, width: int, out: np.ndarray) -> None:
-    """Lay out ``count`` rows as the columns of a right-hand operand; both sizes are tiled."""
+    """Lay out ``count`` rows as the columns of a right-hand operand; both sizes fill tiles."""
     source, words = rows.ctypes.data, width // 2
     for i in range(0, count, LANES):
         for k in range(0, words, LANES):
@@ -59,7 +64,7 @@ def as_columns(rows: np.ndarray, count: int, width: int, out: np.ndarray) -> Non
 
 @serial
 def as_rows(rows: np.ndarray, count: int, width: int, out: np.ndarray) -> None:
-    """Lay out ``count`` rows as the rows of a right-hand operand; both sizes are tiled."""
+    """Lay out ``count`` rows as the rows of a right-hand operand; both sizes fill tiles."""
     for p in range(count // 2):
         for j in range(0, width, SIDE):
             pair_rows(
@@ -70,13 +75,13 @@ def as_rows(rows: np.ndarray, count: int, width: int, out: np.ndarray) -> None:
 
 
 @serial
-def transposed(matrix: np.ndarray, count: int, width: int, out: np.ndarray) -> None:
-    """Transpose a matrix (count, width) for the left-hand side; both sizes are tiled."""
+def transposed(matrix: np.ndarray, count: int, width: int, row: int, out: np.ndarray) -> None:
+    """Transpose (count, width) for the left-hand side; rows are ``row`` numbers apart."""
     for i in range(0, count, 2 * LANES):
         for j in range(0, width, LANES):
             transpose_pairs(
-                matrix.ctypes.data + (i * width + j) * 2,
-                width * 2,
+                matrix.ctypes.data + (i * row + j) * 2,
+                row * 2,
                 out.ctypes.data + (j * count + i) * 2,
                 count * 2,
             )
@@ -141,28 +146,29 @@ def forward(
     dim = y.shape[1]
     width = dim // heads
     scale = F(1 / math.sqrt(width))
-    count, deep, rows = largest.shape[0], tiled(width), tiled(tokens)
+    # Tokens fill whole tiles of 16 where they are rows or columns, and of 32 where they are summed.
+    count, deep, rows, summed = largest.shape[0], tiled(width), padded(tokens), tiled(tokens)
     most = min(QUERIES, rows)
     for t in prange(parts):
         configure_tiles()
         scores, rest = scratch[t, : most * rows], scratch[t, most * rows :]
         result, rest = rest[: most * deep], rest[most * deep :]
         halves = rest.view(np.uint16)
-        loose, halves = halves[: rows * deep], halves[rows * deep :]
+        loose, halves = halves[: summed * deep], halves[summed * deep :]
         queries, halves = halves[: rows * deep], halves[rows * deep :]
         keys, halves = halves[: rows * deep], halves[rows * deep :]
-        values, p = halves[: rows * deep], halves[rows * deep :]
-        p[: most * rows] = 0
+        values, p = halves[: summed * deep], halves[summed * deep :]
+        p[: most * summed] = 0  # the columns that fill the last tile stay so
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
-            copied(qkv, first, column, tokens, width, queries)
-            copied(qkv, first, dim + column, tokens, width, loose)
+            copied(qkv, first, column, tokens, width, rows, queries)
+            copied(qkv, first, dim + column, tokens, width, rows, loose)
             as_columns(loose, rows, deep, keys)
-            copied(qkv, first, 2 * dim + column, tokens, width, loose)
-            as_rows(loose, rows, deep, values)
+            copied(qkv, first, 2 * dim + column, tokens, width, summed, loose)
+            as_rows(loose, summed, deep, values)
             for i0 in range(0, tokens, QUERIES):
                 taken = min(QUERIES, tokens - i0)
-                down = (taken + LANES - 1) // LANES * LANES
+                down = padded(taken)
                 multiply_tiles(
                     down,
                     rows,
@@ -176,16 +182,19 @@ def forward(
                     0,
                 )
                 for i in range(taken):
-                    line = slice(i * rows, i * rows + tokens)
-                    top, total = exponentials(scores[line], scale, p[line])
+                    top, total = exponentials(
+                        scores[i * rows : i * rows + tokens],
+                        scale,
+                        p[i * summed : i * summed + tokens],
+                    )
                     largest[z, i0 + i] = top
                     log_total[z, i0 + i] = total
                 multiply_tiles(
                     down,
                     deep,
-                    rows,
+                    summed,
                     p.ctypes.data,
-                    rows * 2,
+                    summed * 2,
                     values.ctypes.data,
                     deep * 4,
                     result.ctypes.data,
@@ -214,12 +223,12 @@ def backward(
     scratch: np.ndarray,
     parts: int,
 ) -> None:
-    """Return the gradients of queries, keys and values, a share of the heads for each thread."""
+    """Write the gradients of queries, keys and values, a share of the heads for each thread."""
     dim = y.shape[1]
     width = dim // heads
     scale = F(1 / math.sqrt(width))
-    count, deep, rows = log_total.shape[0], tiled(width), tiled(tokens)
-    most = min(QUERIES, rows)
+    count, deep, rows, summed = log_total.shape[0], tiled(width), padded(tokens), tiled(tokens)
+    most, most_summed = min(QUERIES, rows), min(QUERIES, summed)
     for t in prange(parts):
         configure_tiles()
         scores, rest = scratch[t, : most * rows], scratch[t, most * rows :]
@@ -228,29 +237,29 @@ def backward(
         dkeys, rest = rest[: rows * deep], rest[rows * deep :]
         dvalues, rest = rest[: rows * deep], rest[rows * deep :]
         halves = rest.view(np.uint16)
-        queries, halves = halves[: rows * deep], halves[rows * deep :]
-        dresult, halves = halves[: rows * deep], halves[rows * deep :]
-        loose, halves = halves[: rows * deep], halves[rows * deep :]
+        queries, halves = halves[: summed * deep], halves[summed * deep :]
+        dresult, halves = halves[: summed * deep], halves[summed * deep :]
+        loose, halves = halves[: summed * deep], halves[summed * deep :]
+        keys, halves = halves[: summed * deep], halves[summed * deep :]
         keys_t, halves = halves[: rows * deep], halves[rows * deep :]
         values_t, halves = halves[: rows * deep], halves[rows * deep :]
-        keys, halves = halves[: rows * deep], halves[rows * deep :]
-        paired, halves = halves[: most * deep], halves[most * deep :]
-        p, halves = halves[: most * rows], halves[most * rows :]
-        ds, halves = halves[: most * rows], halves[most * rows :]
-        turned = halves[: most * rows]
+        paired, halves = halves[: most_summed * deep], halves[most_summed * deep :]
+        turned, halves = halves[: most_summed * rows], halves[most_summed * rows :]
+        p, ds = halves[: most_summed * summed], halves[most_summed * summed :]
+        p[:] = 0  # the columns that fill the last tile stay so
+        ds[: most_summed * summed] = 0
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
-            copied(qkv, first, column, tokens, width, queries)
-            copied(dy, first, column, tokens, width, dresult)
-            copied(qkv, first, 2 * dim + column, tokens, width, loose)
+            copied(qkv, first, column, tokens, width, summed, queries)
+            copied(dy, first, column, tokens, width, summed, dresult)
+            copied(qkv, first, 2 * dim + column, tokens, width, rows, loose)
             as_columns(loose, rows, deep, values_t)
-            copied(qkv, first, dim + column, tokens, width, loose)
+            copied(qkv, first, dim + column, tokens, width, summed, loose)
             as_columns(loose, rows, deep, keys_t)
-            as_rows(loose, rows, deep, keys)
+            as_rows(loose, summed, deep, keys)
             for i0 in range(0, tokens, QUERIES):
-                taken, adds = min(QUERIES, tokens - i0), 1 if i0 else 0
-                down = tiled(taken)
-                at = i0 * deep
+                taken, at, adds = min(QUERIES, tokens - i0), i0 * deep, 1 if i0 else 0
+                down, sums = padded(taken), tiled(taken)
                 multiply_tiles(
                     down,
                     rows,
@@ -275,55 +284,55 @@ def backward(
                     rows * 4,
                     0,
                 )
-                p[: down * rows] = 0
-                ds[: down * rows] = 0
                 for i in range(taken):
                     mixed = y[first + i0 + i, column : column + width]
                     delta = dot(dresult[at + i * deep : at + i * deep + width], mixed)
-                    line = slice(i * rows, i * rows + tokens)
+                    line = slice(i * summed, i * summed + tokens)
                     score_gradients(
-                        scores[line],
-                        dp[line],
+                        scores[i * rows : i * rows + tokens],
+                        dp[i * rows : i * rows + tokens],
                         scale,
                         log_total[z, i0 + i],
                         delta,
                         p[line],
                         ds[line],
                     )
+                p[taken * summed : sums * summed] = 0
+                ds[taken * summed : sums * summed] = 0
                 multiply_tiles(
                     down,
                     deep,
-                    rows,
+                    summed,
                     ds.ctypes.data,
-                    rows * 2,
+                    summed * 2,
                     keys.ctypes.data,
                     deep * 4,
                     dqueries.ctypes.data,
                     deep * 4,
                     0,
                 )
-                transposed(ds, down, rows, turned)
-                as_rows(queries[at:], down, deep, paired)
+                transposed(ds, sums, rows, summed, turned)
+                as_rows(queries[at:], sums, deep, paired)
                 multiply_tiles(
                     rows,
                     deep,
-                    down,
+                    sums,
                     turned.ctypes.data,
-                    down * 2,
+                    sums * 2,
                     paired.ctypes.data,
                     deep * 4,
                     dkeys.ctypes.data,
                     deep * 4,
                     adds,
                 )
-                transposed(p, down, rows, turned)
-                as_rows(dresult[at:], down, deep, paired)
+                transposed(p, sums, rows, summed, turned)
+                as_rows(dresult[at:], sums, deep, paired)
                 multiply_tiles(
                     rows,
                     deep,
-                    down,
+                    sums,
                     turned.ctypes.data,
-                    down * 2,
+                    sums * 2,
                     paired.ctypes.data,
                     deep * 4,
                     dvalues.ctypes.data,
@@ -354,9 +363,10 @@ def attend(qkv: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray, np.
     batch, tokens, width = qkv.shape
     y = empty((batch, tokens, width // 3), np.uint16)
     largest, log_total = (empty((batch, num_heads, tokens)) for _ in range(2))
-    deep, rows = _tiled(width // 3 // num_heads), _tiled(tokens)
+    deep, rows, summed = _up(width // 3 // num_heads, SIDE), _up(tokens, LANES), _up(tokens, SIDE)
     most = min(QUERIES, rows)
-    work = scratch(most * rows + most * deep + (4 * rows * deep + most * rows) // 2)
+    halves = 2 * summed * deep + 2 * rows * deep + most * summed
+    work = scratch(most * rows + most * deep + halves // 2)
     flat = (batch * num_heads, tokens)
     forward(
         qkv.reshape(-1, width),
@@ -379,12 +389,13 @@ def attend_backward(
     It finds the largest score of each row again, before the scores are scaled.
     """
     batch, tokens, width = qkv.shape
-    num_heads = log_total.shape[1]
+    num_heads = largest.shape[1]
     dqkv = empty(qkv.shape, np.uint16)
-    deep, rows = _tiled(width // 3 // num_heads), _tiled(tokens)
-    most = min(QUERIES, rows)
+    deep, rows, summed = _up(width // 3 // num_heads, SIDE), _up(tokens, LANES), _up(tokens, SIDE)
+    most, most_summed = min(QUERIES, rows), min(QUERIES, summed)
     whole = 2 * most * rows + most * deep + 2 * rows * deep
-    work = scratch(whole + (6 * rows * deep + most * deep + 3 * most * rows) // 2)
+    halves = 4 * summed * deep + 2 * rows * deep + most_summed * (deep + rows + 2 * summed)
+    work = scratch(whole + halves // 2)
     flat = (batch * num_heads, tokens)
     backward(
         dy.reshape(-1, width // 3),
@@ -400,5 +411,5 @@ def attend_backward(
     return dqkv
 
 
-def _tiled(count: int) -> int:
-    return -(-count // SIDE) * SIDE
+def _up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

@@ -11,32 +11,45 @@ import numpy as np
 from numba import prange
 
 from vitkit.kernels.cpu._amx import SIDE, add_columns, configure_tiles
-from vitkit.kernels.cpu._compile import LANES, parallel, serial
-from vitkit.kernels.cpu._panels import copy_columns, copy_eight, pair_rows, transpose_pairs
+from vitkit.kernels.cpu._compile import LANES, parallel, serial, widest_vectors
+from vitkit.kernels.cpu._panels import copy_eight, pair_rows, prefetch, transpose_pairs
 from vitkit.kernels.cpu._rows import add_to
 from vitkit.kernels.cpu._tile import PANEL, ROWS, multiply
 
 STEPS = 256  # rows of dy and x that are multiplied at once
 BLOCK = 384  # rows, and columns, of the weight's gradient that stay in the cache
-SUMS, STRIPS = (
-    BLOCK * BLOCK,
-    BLOCK * BLOCK + (BLOCK + ROWS) * STEPS,
-)  # where the scratch memory is cut
-GRADIENT_SCRATCH = STRIPS + PANEL * STEPS + PANEL
+# Strips and panels are a line of the cache longer than they need: at a power of two apart, all that
+# are written to in turn would fall into the same few places of it.
+STRIP, SLAB = STEPS * ROWS + 16, STEPS * PANEL + 16
+STRIPS_AT = BLOCK * BLOCK
+PANELS_AT = STRIPS_AT + BLOCK // ROWS * STRIP
+GRADIENT_SCRATCH = PANELS_AT + BLOCK // PANEL * SLAB
 
 
 @serial
-def _pack_strip(dy: np.ndarray, first: int, column: int, count: int, strip: np.ndarray) -> None:
-    """Write ROWS columns of dy, from row ``first`` on, row after row; zeros where there are none."""
-    source, row = dy.ctypes.data + (first * dy.shape[1] + column) * 4, dy.shape[1] * 4
-    if column + 8 <= dy.shape[1]:  # two numbers more than are needed are there to be read
-        for k in range(count):
-            copy_eight(source + k * row, strip.ctypes.data + k * ROWS * 4)
-    else:
-        for k in range(count):
-            for i in range(ROWS):
-                there = column + i < dy.shape[1]
-                strip[k * ROWS + i] = dy[first + k, column + i] if there else 0
+def _pack_into_strips(row: np.ndarray, k: int, strips: np.ndarray) -> None:
+    """Write a piece of a row of dy to place ``k`` of strips of ROWS numbers, zeros beyond it."""
+    source, result = row.ctypes.data, strips.ctypes.data + k * ROWS * 4
+    whole = (row.size - 2) // ROWS * ROWS  # copies take two numbers more than they need
+    for i in range(0, whole, ROWS):
+        copy_eight(source + i * 4, result + i // ROWS * STRIP * 4)
+    for i in range(whole, (row.size + ROWS - 1) // ROWS * ROWS):
+        strips[i // ROWS * STRIP + k * ROWS + i % ROWS] = row[i] if i < row.size else 0
+
+
+@serial
+def _pack_into_panels(row: np.ndarray, k: int, panels: np.ndarray) -> None:
+    """Write a piece of a row of x to place ``k`` of panels, zeros beyond it."""
+    widest_vectors()
+    for p in range((row.size + PANEL - 1) // PANEL):
+        line = panels[p * SLAB + k * PANEL : p * SLAB + (k + 1) * PANEL]
+        piece = row[p * PANEL : (p + 1) * PANEL]
+        if piece.size == PANEL:
+            for i in range(PANEL):
+                line[i] = piece[i]
+        else:
+            for i in range(PANEL):
+                line[i] = piece[i] if i < piece.size else 0
 
 
 @serial
@@ -54,27 +67,37 @@ def _gradient_block(
 
     With the first columns of x, add the column sums of dy to ``dbias``.
     """
-    sums, strips, panel = scratch.ctypes.data, scratch[SUMS:STRIPS], scratch[STRIPS:]
+    strips, panels = scratch[STRIPS_AT:PANELS_AT], scratch[PANELS_AT:]
     for first in range(0, dy.shape[0], STEPS):
         count = min(STEPS, dy.shape[0] - first)
-        for i in range(i0, i1, ROWS):
-            _pack_strip(dy, first, i, count, strips[(i - i0) * count :])
-        if j0 == 0:
-            for k in range(first, first + count):
-                add_to(dy[k, i0:i1], dbias[i0:i1])
+        for k in range(count):
+            row = dy[first + k, i0:i1]
+            _pack_into_strips(row, k, strips)
+            if j0 == 0:
+                add_to(row, dbias[i0:i1])
+            _pack_into_panels(x[first + k, j0:j1], k, panels)
+        # While these rows are multiplied the next ones are brought from memory.
+        ahead, after = first + STEPS, min(first + 2 * STEPS, dy.shape[0])
+        tiles = ((j1 - j0 + PANEL - 1) // PANEL) * ((i1 - i0 + ROWS - 1) // ROWS)
+        done = 0
         for j in range(j0, j1, PANEL):
-            copy_columns(x, first, j, panel[: count * PANEL].reshape((count, PANEL)))
+            panel = panels.ctypes.data + (j - j0) // PANEL * SLAB * 4
             for i in range(i0, i1, ROWS):
+                done += 1
+                while ahead < after and (ahead - first - STEPS) * tiles < done * STEPS:
+                    prefetch(dy[ahead, i0:i1])
+                    prefetch(x[ahead, j0:j1])
+                    ahead += 1
                 multiply(
                     ROWS,
                     PANEL,
                     count,
-                    strips.ctypes.data + (i - i0) * count * 4,
+                    strips.ctypes.data + (i - i0) // ROWS * STRIP * 4,
                     4,
                     ROWS * 4,
-                    panel.ctypes.data,
+                    panel,
                     PANEL * 4,
-                    sums + ((i - i0) * BLOCK + j - j0) * 4,
+                    scratch.ctypes.data + ((i - i0) * BLOCK + j - j0) * 4,
                     BLOCK * 4,
                     1 if first else 0,
                 )

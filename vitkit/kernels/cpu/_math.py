@@ -9,7 +9,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from vitkit.kernels.cpu._compile import exact, function, intrinsic, plainly, serial
+from vitkit.kernels.cpu._compile import exact, function, intrinsic, serial
 from vitkit.ops.gelu import CERTAIN, CUBIC, SQRT_2_OVER_PI
 
 F = np.float32
@@ -73,7 +73,7 @@ def exp(x: float) -> float:
     return ZERO if x < SMALLEST else y
 
 
-# Phi(-a) = t Q(t) e^(-a^2 / 2) with t = 1 / (1 + TAIL a / sqrt 2): a weighted minimax fit of vitkit's
+# Phi(-a) = t Q(t) e^(-a^2 / 2) with t = 1 / (1 + TAIL a / sqrt 2): a weighted minimax fit of our
 # own to erfcx, after the form of Abramowitz & Stegun 7.1.26 with two more terms. The error is at
 # most 1.6e-8 in Phi, and 5e-6 of the tail itself.
 TAIL = F(0.44)
@@ -102,7 +102,7 @@ FAR = F(9)  # beyond this the derivative is 0 or 1 in float32; within, e^-2u doe
 
 @serial
 def gelu_tanh_both(x: float) -> tuple[float, float]:
-    """Return GELU of x in the tanh form and its derivative; (1 + tanh u) / 2 is a sigmoid of 2 u."""
+    """Return GELU of x in the tanh form and its derivative: (1 + tanh u) / 2 = sigmoid(2 u)."""
     inside = min(max(x, -FAR), FAR) if x == x else x
     square = inside * inside
     e = exp(-inside * (LINEAR + CUBE * square))

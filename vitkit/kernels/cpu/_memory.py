@@ -38,7 +38,10 @@ class _Loan:
 
 
 class Workspace:
-    """Keeps the memory of dead arrays for the next ones, at most as much as was ever needed.
+    """Keeps the memory of dead arrays for the next ones of their size.
+
+    What waits is let go of when other sizes are asked for and its own has not been for long: a
+    training step asks for the same sizes again and again, in the same order.
 
     Attributes
     ----------
@@ -46,9 +49,13 @@ class Workspace:
         Bytes of arrays alive, and of these and those waiting.
     """
 
+    PATIENCE = 4096  # arrays that are asked for meanwhile; a step of a large ViT takes about 1000
+
     def __init__(self) -> None:
-        self.lent = self.held = self._most = 0
+        self.lent = self.held = 0
         self._waiting: dict[int, list[np.ndarray]] = {}
+        self._asked: dict[int, int] = {}  # when each size was asked for last
+        self._count = 0
         self._lock = threading.RLock()  # a loan may end, by the garbage collector, while one starts
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -64,12 +71,13 @@ class Workspace:
         dtype = np.dtype(dtype)
         size = -(-(math.prod(shape) * dtype.itemsize + 64) // PAGE) * PAGE
         with self._lock:
+            self._count += 1
+            self._asked[size] = self._count
             waiting = self._waiting.get(size)
             block = waiting.pop() if waiting else None
             self.lent += size
-            self._most = max(self._most, self.lent)
             if block is None:
-                self._discard(self.held + size - self._most)
+                self._discard(self._count - self.PATIENCE)
                 self.held += size
         if block is None:
             block = np.empty(size, np.uint8)
@@ -78,22 +86,17 @@ class Workspace:
     def clear(self) -> None:
         """Give back to the system what waits."""
         with self._lock:
-            self._discard(self.held)
-            self._most = self.lent
+            self._discard(self._count + 1)
 
     def _return(self, block: np.ndarray) -> None:
         with self._lock:
             self.lent -= block.size
             self._waiting.setdefault(block.size, []).append(block)
 
-    def _discard(self, excess: int) -> None:
-        """Let go of waiting blocks, the largest first, until ``excess`` bytes are gone."""
-        for size in sorted(self._waiting, reverse=True):
-            blocks = self._waiting[size]
-            while blocks and excess > 0:
-                blocks.pop()
-                self.held -= size
-                excess -= size
+    def _discard(self, since: int) -> None:
+        """Let go of waiting blocks of sizes that have not been asked for since a count."""
+        for size in [size for size in self._waiting if self._asked[size] < since]:
+            self.held -= size * len(self._waiting.pop(size))
 
 
 workspace = Workspace()

@@ -2,8 +2,8 @@
 
 A panel is ``PANEL`` columns of the right-hand matrix, row after row, filled up with zeros at the
 right; the next panel follows. A weight (out, in) is packed twice, for the two products it is in:
-by :func:`pack_transposed` for ``x W^T``, by :func:`pack` for ``dy W``. It is done anew in each call:
-one pass over the weight, a hundredth of the product, buys that there is no copy to go stale.
+by :func:`pack_transposed` for ``x W^T``, by :func:`pack` for ``dy W``. It is done anew in each
+call: one pass over the weight, a hundredth of the product, buys that no copy can go stale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba.extending import intrinsic, overload
 
 from vitkit.kernels.cpu._amx import SIDE, configure_tiles, multiply_rows
 from vitkit.kernels.cpu._arrays import plain
-from vitkit.kernels.cpu._compile import LANES, parallel, serial, widest_vectors
+from vitkit.kernels.cpu._compile import LANES, function, parallel, serial, widest_vectors
 from vitkit.kernels.cpu._memory import empty, scratch
 from vitkit.kernels.cpu._numbers import pair_up
 from vitkit.kernels.cpu._threads import threads
@@ -64,7 +64,7 @@ def transpose_tile(context: Any, source: Any, source_row: Any, result: Any, resu
 def transpose_pairs(
     context: Any, source: Any, source_row: Any, result: Any, result_row: Any
 ) -> Any:
-    """Transpose 2 LANES x LANES bfloat16 to LANES rows of words, two neighbours of a column each."""
+    """Transpose 2 LANES x LANES bfloat16 to LANES rows of words, each a pair of a column."""
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place, step, result, result_step = arguments
@@ -113,6 +113,27 @@ def copy_eight(context: Any, source: Any, result: Any) -> Any:
         return target.get_dummy_value()
 
     return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def _prefetch(context: Any, address: Any) -> Any:
+    """Ask for a line of memory to be brought to the second-level cache."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, word = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+        ask = function(builder.module, "llvm.prefetch.p0", ir.VoidType(), pointer, word, word, word)
+        settings = [ir.Constant(word, value) for value in (0, 2, 1)]  # to read, level, of data
+        builder.call(ask, [builder.inttoptr(arguments[0], pointer), *settings])
+        return target.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+@serial
+def prefetch(row: np.ndarray) -> None:
+    """Ask for a piece of a row, which will be needed soon, to be brought to the cache."""
+    for place in range(row.ctypes.data, row.ctypes.data + row.size * row.itemsize, 64):
+        _prefetch(place)
 
 
 @serial

@@ -22,34 +22,47 @@ from vitkit.kernels.cpu._rows import (
     normalize_backward,
     scale_by,
 )
-from vitkit.kernels.cpu._tile import ROWS
 
 BLOCK = 96
-"""Rows of a block, a multiple of the rows of a tile; the last one has up to ``REST`` more."""
-REST = 31  # so that no block has fewer rows than a tile of bfloat16, unless all have
+"""Rows of a block, a multiple of the rows of every tile."""
+ROOM = BLOCK + 32
+"""Rows that a block has at most: the last one takes in a rest that is too little for a tile."""
 
 
 def room(width: int) -> int:
     """Return how many float32 a block of rows of this width takes, rounded up to whole vectors."""
-    return (BLOCK + REST + 1) * (-(-width // LANES) * LANES)
-
-
-@serial
-def behind(width: int) -> int:
-    """Return :func:`room`, in a kernel: where in the scratch memory the next block begins."""
-    return (BLOCK + REST + 1) * ((width + LANES - 1) // LANES * LANES)
+    return ROOM * (-(-width // LANES) * LANES)
 
 
 @serial
 def rows_now(r: int, last: int) -> int:
     """Return how many rows the block has that begins at ``r``."""
-    return last - r if last - r <= BLOCK + REST else BLOCK
+    return last - r if last - r < ROOM else BLOCK
 
 
 @serial
-def address(array: np.ndarray, row: int) -> int:
-    """Return where a row of a matrix begins."""
-    return array.ctypes.data + row * array.shape[1] * array.itemsize
+def block_at(memory: np.ndarray, width: int) -> np.ndarray:
+    """Return the beginning of some memory as a block of rows."""
+    return memory[: ROOM * width].reshape((ROOM, width))
+
+
+@serial
+def multiply_block(
+    x: np.ndarray, r: int, count: int, panels: np.ndarray, n: int, end: int, block: np.ndarray
+) -> None:
+    """Write columns ``n`` to ``end`` of ``count`` rows of x times packed panels to a block."""
+    row = x.shape[1] * x.itemsize
+    multiply_panels(
+        count,
+        n,
+        end,
+        x.shape[1],
+        x.ctypes.data + r * row,
+        row,
+        panels,
+        block.ctypes.data,
+        block.shape[1] * 4,
+    )
 
 
 @parallel
@@ -62,29 +75,18 @@ def affine(
     parts: int,
 ) -> None:
     """Write x times packed panels plus bias; scratch is ``room(GROUP)`` a thread."""
-    count, depth = x.shape
-    width = y.shape[1]
+    count, width = y.shape
     for t in prange(parts):
         prepare(panels)
-        block = scratch[t]
+        block = block_at(scratch[t], GROUP)
         r, last = count * t // parts, count * (t + 1) // parts
         while r < last:
             taken = rows_now(r, last)
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_panels(
-                    taken,
-                    n,
-                    end,
-                    depth,
-                    address(x, r),
-                    depth * x.itemsize,
-                    panels,
-                    block.ctypes.data,
-                    GROUP * 4,
-                )
+                multiply_block(x, r, taken, panels, n, end, block)
                 for i in range(taken):
-                    add_bias(block[i * GROUP : i * GROUP + end - n], bias[n:end], y[r + i, n:end])
+                    add_bias(block[i, : end - n], bias[n:end], y[r + i, n:end])
             r += taken
 
 
@@ -104,30 +106,19 @@ def affine_add(
 
     Scratch is ``room(GROUP)`` a thread.
     """
-    count, depth = x.shape
-    width = y.shape[1]
+    count, width = y.shape
     for t in prange(parts):
         prepare(panels)
-        block = scratch[t]
+        block = block_at(scratch[t], GROUP)
         r, last = count * t // parts, count * (t + 1) // parts
         while r < last:
             taken = rows_now(r, last)
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_panels(
-                    taken,
-                    n,
-                    end,
-                    depth,
-                    address(x, r),
-                    depth * x.itemsize,
-                    panels,
-                    block.ctypes.data,
-                    GROUP * 4,
-                )
+                multiply_block(x, r, taken, panels, n, end, block)
                 for i in range(taken):
                     add_branch(
-                        block[i * GROUP : i * GROUP + end - n],
+                        block[i, : end - n],
                         bias[n:end],
                         gains[(r + i) // tokens],
                         skip[r + i, n:end],
@@ -152,35 +143,25 @@ def norm_affine(
 ) -> None:
     """Write layer_norm(x) times packed panels plus bias, and the statistics of the rows.
 
-    Scratch is ``room(depth) + room(GROUP)`` a thread.
+    Scratch is ``room(GROUP) + room(depth)`` a thread.
     """
-    count, depth = x.shape
-    width = y.shape[1]
+    count, width = y.shape
     for t in prange(parts):
         prepare(panels)
-        normal, block = kind_of(scratch[t], panels), scratch[t, behind(depth) :]
+        block = block_at(scratch[t], GROUP)
+        normal = block_at(kind_of(scratch[t, block.size :], panels), x.shape[1])
         r, last = count * t // parts, count * (t + 1) // parts
         while r < last:
             taken = rows_now(r, last)
             for i in range(taken):
                 mean[r + i], rstd[r + i] = normalize(
-                    x[r + i], norm_weight, norm_bias, eps, normal[i * depth : (i + 1) * depth]
+                    x[r + i], norm_weight, norm_bias, eps, normal[i]
                 )
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_panels(
-                    taken,
-                    n,
-                    end,
-                    depth,
-                    normal.ctypes.data,
-                    depth * normal.itemsize,
-                    panels,
-                    block.ctypes.data,
-                    GROUP * 4,
-                )
+                multiply_block(normal, 0, taken, panels, n, end, block)
                 for i in range(taken):
-                    add_bias(block[i * GROUP : i * GROUP + end - n], bias[n:end], y[r + i, n:end])
+                    add_bias(block[i, : end - n], bias[n:end], y[r + i, n:end])
             r += taken
 
 
@@ -194,33 +175,18 @@ def scaled_product(
     parts: int,
 ) -> None:
     """Write dy times packed panels times slope; scratch is ``room(GROUP)`` a thread."""
-    count, depth = dy.shape
-    width = dx.shape[1]
+    count, width = dx.shape
     for t in prange(parts):
         prepare(panels)
-        block = scratch[t]
+        block = block_at(scratch[t], GROUP)
         r, last = count * t // parts, count * (t + 1) // parts
         while r < last:
             taken = rows_now(r, last)
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_panels(
-                    taken,
-                    n,
-                    end,
-                    depth,
-                    address(dy, r),
-                    depth * dy.itemsize,
-                    panels,
-                    block.ctypes.data,
-                    GROUP * 4,
-                )
+                multiply_block(dy, r, taken, panels, n, end, block)
                 for i in range(taken):
-                    scale_by(
-                        block[i * GROUP : i * GROUP + end - n],
-                        slope[r + i, n:end],
-                        dx[r + i, n:end],
-                    )
+                    scale_by(block[i, : end - n], slope[r + i, n:end], dx[r + i, n:end])
             r += taken
 
 
@@ -246,32 +212,28 @@ def norm_backward_product(
     thread's part of the gradients of the norm's weight and bias to ``sums`` (parts, 2, width).
     Scratch is ``room(width)`` a thread.
     """
-    count, depth = dy.shape
-    width = x.shape[1]
-    padded = (width + LANES - 1) // LANES * LANES
+    count, width = x.shape
     for t in prange(parts):
         prepare(panels)
-        block, dweight, dbias = scratch[t], sums[t, 0], sums[t, 1]
+        block = block_at(scratch[t], (width + LANES - 1) // LANES * LANES)
+        dweight, dbias = sums[t, 0], sums[t, 1]
         dweight[:] = 0
         dbias[:] = 0
         r, last = count * t // parts, count * (t + 1) // parts
         while r < last:
             taken = rows_now(r, last)
-            multiply_panels(
-                taken,
-                0,
-                width,
-                depth,
-                address(dy, r),
-                depth * dy.itemsize,
-                panels,
-                block.ctypes.data,
-                padded * 4,
-            )
+            multiply_block(dy, r, taken, panels, 0, width, block)
             for i in range(r, r + taken):
-                row = block[(i - r) * padded : (i - r) * padded + width]
                 normalize_backward(
-                    row, x[i], norm_weight, mean[i], rstd[i], skip[i], dx[i], dweight, dbias
+                    block[i - r, :width],
+                    x[i],
+                    norm_weight,
+                    mean[i],
+                    rstd[i],
+                    skip[i],
+                    dx[i],
+                    dweight,
+                    dbias,
                 )
                 normalize_again(x[i], norm_weight, norm_bias, mean[i], rstd[i], normal[i])
             r += taken

@@ -129,7 +129,7 @@ def _tile(rows: int, vectors: int) -> Any:
 
 
 def _compiled(rows: int, vectors: int) -> Any:
-    """Return the compiled tile, a function of its own: inlined, it would be compiled anew each time."""
+    """Return the compiled tile, a function of its own: inlined, it would be compiled each time."""
     tile = _tile(rows, vectors)
 
     def call(

@@ -68,7 +68,7 @@ def copied(
     factor: float,
     out: np.ndarray,
 ) -> None:
-    """Write ``width`` columns of some rows, times a factor, as rows of ``padded(width)`` numbers."""
+    """Write ``width`` columns of some rows, times a factor, in rows of ``padded(width)``."""
     widest_vectors()
     row = padded(width)
     for i in range(count):

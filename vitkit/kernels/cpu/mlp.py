@@ -21,12 +21,11 @@ from vitkit.kernels.cpu._compile import parallel
 from vitkit.kernels.cpu._math import F
 from vitkit.kernels.cpu._memory import empty, scratch
 from vitkit.kernels.cpu._numbers import kind_of
-from vitkit.kernels.cpu._panels import GROUP, multiply_panels, packed, packed_transposed, prepare
+from vitkit.kernels.cpu._panels import GROUP, packed, packed_transposed, prepare
 from vitkit.kernels.cpu._products import (
-    BLOCK,
-    REST,
-    address,
-    behind,
+    ROOM,
+    block_at,
+    multiply_block,
     room,
     rows_now,
     scaled_product,
@@ -70,56 +69,36 @@ def forward(
     ``hidden`` and ``slope`` have all rows where they are kept; else ``hidden`` has one block for
     each thread, and ``slope`` is not used.
     """
-    count, depth = x.shape
+    count, width = x.shape
     middle = bias1.size
     for t in prange(parts):
         prepare(panels1)
-        normal, block = kind_of(scratch[t], panels1), scratch[t, behind(depth) :]
+        block = block_at(scratch[t], GROUP)
+        normal = block_at(kind_of(scratch[t, block.size :], panels1), width)
         r, last = count * t // parts, count * (t + 1) // parts
         while r < last:
-            taken = rows_now(r, last)
+            taken, h = rows_now(r, last), r if keeps else t * ROOM
             for i in range(taken):
                 mean[r + i], rstd[r + i] = normalize(
-                    x[r + i], norm_weight, norm_bias, eps, normal[i * depth : (i + 1) * depth]
+                    x[r + i], norm_weight, norm_bias, eps, normal[i]
                 )
-            h = r if keeps else t * (BLOCK + REST)
             for n in range(0, middle, GROUP):
                 end = min(n + GROUP, middle)
-                multiply_panels(
-                    taken,
-                    n,
-                    end,
-                    depth,
-                    normal.ctypes.data,
-                    depth * normal.itemsize,
-                    panels1,
-                    block.ctypes.data,
-                    GROUP * 4,
-                )
+                multiply_block(normal, 0, taken, panels1, n, end, block)
                 for i in range(taken):
-                    line = block[i * GROUP : i * GROUP + end - n]
+                    line = block[i, : end - n]
                     if keeps:
                         activate(
                             kind, line, bias1[n:end], hidden[h + i, n:end], slope[h + i, n:end]
                         )
                     else:
                         activate_only(kind, line, bias1[n:end], hidden[h + i, n:end])
-            for n in range(0, depth, GROUP):
-                end = min(n + GROUP, depth)
-                multiply_panels(
-                    taken,
-                    n,
-                    end,
-                    middle,
-                    address(hidden, h),
-                    middle * hidden.itemsize,
-                    panels2,
-                    block.ctypes.data,
-                    GROUP * 4,
-                )
+            for n in range(0, width, GROUP):
+                end = min(n + GROUP, width)
+                multiply_block(hidden, h, taken, panels2, n, end, block)
                 for i in range(taken):
                     add_branch(
-                        block[i * GROUP : i * GROUP + end - n],
+                        block[i, : end - n],
                         bias2[n:end],
                         gains[(r + i) // tokens],
                         x[r + i, n:end],
@@ -146,7 +125,7 @@ def mlp_branch_cpu(
     norm_weight, norm_bias, w1, b1, w2, b2 = map(plain, weights)
     flat, middle = rows(x), w1.shape[0]
     y, mean, rstd = empty(x.shape), empty((*x.shape[:2], 1)), empty((*x.shape[:2], 1))
-    kept_rows = x.shape[:2] if keep else (1, threads() * (BLOCK + REST))
+    kept_rows = x.shape[:2] if keep else (1, threads() * ROOM)
     hidden = empty((*kept_rows, middle), dtype_of(precision))
     slope = empty(hidden.shape, hidden.dtype) if keep else hidden
     forward(
