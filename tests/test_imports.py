@@ -226,7 +226,8 @@ def test_nothing_dangerous_is_called(trees: dict[str, ast.Module]) -> None:
 
 
 def test_importing_vitkit_imports_nothing_optional_or_slow() -> None:
-    heavy = "cupy torch matplotlib pydantic scipy PIL typer rich pooch sklearn".split()
+    heavy = """cupy torch matplotlib numba llvmlite pydantic scipy PIL typer rich pooch
+    sklearn""".split()
     program = f"import sys, vitkit; print(*(m for m in {heavy} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,12 +17,14 @@ NAMES = {
         VitkitError __version__ data hookimpl nn ops optim plugins testing
     """,
     "vitkit.ops": """
-        Op reference_only
-        adam_update_inplace adamw_update_inplace attention_weights drop_path drop_path_backward
+        Op Profile profiled reference_only
+        adam_update_inplace adamw_update_inplace attention_branch attention_branch_backward_inplace
+        attention_weights drop_path drop_path_backward
         dropout dropout_backward ema_update_inplace embed_positions embed_positions_backward gelu
         gelu_backward gelu_tanh gelu_tanh_backward global_norm lamb_update_inplace layer_norm
         layer_norm_backward linear linear_backward lion_update_inplace mean_squared_error
-        multi_head_attention multi_head_attention_backward normalize_images patchify pool_first
+        mlp_branch mlp_branch_backward_inplace multi_head_attention multi_head_attention_backward
+        normalize_images patchify path_gain pool_first
         pool_first_backward pool_mean pool_mean_backward quick_gelu quick_gelu_backward relu
         relu_backward sgd_update_inplace sigmoid_bce silu silu_backward softmax softmax_backward
         softmax_cross_entropy tanh tanh_backward unpatchify
@@ -30,7 +32,7 @@ NAMES = {
     "vitkit.nn": """
         ACTIVATIONS Activation ActivationPair Attention Block Checkpoint Context DropPath Dropout
         FirstToken LAYERS LayerNorm Linear MLP MeanToken Module Parameter PatchEmbed PatchProjection
-        unwrap
+        Timed unwrap
     """,
     "vitkit.models": "MODELS VARIANTS ViT ViTConfig",
     "vitkit.optim": """

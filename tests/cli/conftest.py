@@ -66,8 +66,15 @@ def without_matplotlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def compiled(command: list[str]) -> None:
+    """Compile the kernels, so that no command spends its time on that, or its stderr."""
+    ahead = [*command, "kernels", "compile"]
+    subprocess.run(ahead, capture_output=True, env=surroundings(), timeout=280, check=True)
+
+
 @pytest.fixture
-def vitkit_(tmp_path: Path, command: list[str], without_matplotlib: Path) -> Vitkit:
+def vitkit_(tmp_path: Path, command: list[str], without_matplotlib: Path, compiled: None) -> Vitkit:
     """Return a function that runs a command in an empty folder, without Matplotlib."""
 
     def start(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +92,7 @@ def vitkit_(tmp_path: Path, command: list[str], without_matplotlib: Path) -> Vit
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def trained(tmp_path_factory: pytest.TempPathFactory, compiled: None) -> tuple[Path, Any]:
     """Return the run folder of a short training with everything on, and how it ended."""
     folder = tmp_path_factory.mktemp("trained")
     end = subprocess.run(

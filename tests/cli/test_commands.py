@@ -216,17 +216,26 @@ def test_bench() -> None:
     small = ["bench", "--model", "Ti/8", "--image-size", "16", "--depth", "1", "--batch-size", "4"]
     found = json.loads(invoke(*small, "--rounds", "1", "--backend", "numpy", "--json"))
     assert found["batch_size"] == 4
+    assert found["precision"] == "float32"
     for row in (found["train"], found["infer"]):
         assert row["images_per_second"] == pytest.approx(4 / row["seconds"])
+        assert row["times_as_fast"] > 0
     shown = invoke(*small, "--rounds", "2", "--backend", "numpy").splitlines()
     assert shown[0].startswith("ViT('Ti/8'")
-    assert [line.split()[0] for line in shown[1:]] == ["batch", "train", "infer"]
+    assert [line.split()[0] for line in shown[1:]] == ["batch", "train", "infer", "matmul"]
+    assert shown[2].endswith(" x references")
 
 
 def test_bench_of_sizes_that_do_not_fit(vitkit_: Any) -> None:
     end = vitkit_("bench", "--model", "Ti/5")
     assert end.returncode == 2
     assert end.stderr.startswith("vitkit: patch_size: 5 does not divide")
+
+
+def test_bench_of_a_precision_that_nobody_has(vitkit_: Any) -> None:
+    end = vitkit_("bench", "--precision", "float8")
+    assert end.returncode == 2
+    assert end.stderr == "vitkit: --precision: got 'float8'; expected one of float32, bfloat16\n"
 
 
 def test_the_configuration_of_a_run_is_its_own(run_folder: Path) -> None:

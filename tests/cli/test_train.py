@@ -97,6 +97,35 @@ def test_json_and_quiet(tmp_path: Path, vitkit_: Any, small: list[str]) -> None:
     assert {**summary, "folder": found["folder"]} == found
 
 
+def test_a_profile(tmp_path: Path, vitkit_: Any, small: list[str]) -> None:
+    profile = ["--profile", "--profile-steps", "2", "--precision", "bfloat16"]
+    end = vitkit_(*small, "--epochs", "1", *profile)
+    assert end.returncode == 0, end.stderr
+    run = only_run(tmp_path)
+    assert f"profile       runs/{run.name}/profile.json" in end.stdout.splitlines()
+    table = [line for line in end.stderr.splitlines() if line.startswith("one step of 2 ")]
+    assert len(table) == 1
+    assert table[0].endswith("100.0%")
+    assert json.loads((run / "profile.json").read_text())["steps"] == 2
+    assert tomllib.loads((run / "config.toml").read_text())["train"]["precision"] == "bfloat16"
+
+
+def test_a_run_too_short_for_a_profile(tmp_path: Path, vitkit_: Any, small: list[str]) -> None:
+    end = vitkit_(*small, "--epochs", "1", "--batch-size", "1000", "--profile")
+    assert end.returncode == 0, end.stderr
+    assert "profile" not in end.stdout
+    assert "Too few steps for a profile: the first 3 are left out" in end.stderr
+
+
+def test_a_precision_that_there_is_not(vitkit_: Any) -> None:
+    end = vitkit_("train", "--precision", "float8")
+    assert (end.returncode, end.stdout) == (2, "")
+    assert end.stderr == (
+        "vitkit: train.precision: got 'float8' from a flag, expected 'float32' or 'bfloat16'; did "
+        "you mean 'float32'?\n"
+    )
+
+
 def test_every_problem_has_a_line_and_nothing_is_written(tmp_path: Path, vitkit_: Any) -> None:
     end = vitkit_("train", "--lr", "99", "--backend", "cuda", "--set", "model.num_heads=7")
     assert (end.returncode, end.stdout) == (2, "")

@@ -17,6 +17,7 @@ from vitkit.config.spec import Spec
 from vitkit.data.dataset import ArrayDataset, Splits
 from vitkit.data.transforms import HorizontalFlip, RandomCrop
 from vitkit.errors import ConfigError
+from vitkit.kernels import served_precision
 from vitkit.plugins import Registries, hookimpl, registries
 
 
@@ -144,6 +145,13 @@ def test_the_loss_smooths_as_asked(known: Registries, data: Splits) -> None:
 def test_dtype_reaches_the_model(known: Registries, data: Splits) -> None:
     model = build(config_of("dtype=float64"), known, data).model
     assert {group.values.dtype for group in model.groups} == {np.dtype("float64")}
+
+
+def test_precision_reaches_the_model(known: Registries, data: Splits) -> None:
+    for wanted in ("float32", "bfloat16"):
+        model = build(config_of(f"train.precision={wanted}"), known, data).model
+        served = served_precision(wanted, model.xp, "float32")
+        assert {module.precision for _, module in model.modules()} == {served}
 
 
 def test_what_preflight_refuses_build_refuses(known: Registries, data: Splits) -> None:

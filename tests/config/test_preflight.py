@@ -88,6 +88,8 @@ def test_a_short_run_of_a_recipe_has_no_problem(known: Registries, name: str) ->
          "monitor 'train_loss', or hold back a part, such as 0.1."),
         (["train.monitor=val_accuracy"], "train.mode: got 'min', expected 'max' for val_accuracy."),
         (["train.mode=max"], "train.mode: got 'max', expected 'min' for val_loss."),
+        (["train.precision=bfloat16", "dtype=float64"], "train.precision: got 'bfloat16', but "
+         "dtype is 'float64'; leave one of them out."),
         (["optimizer=adamv"], "optimizer: no optimizer is named 'adamv'; did you mean 'adam'? "
          "Known: adam, adamw, lamb, lion, sgd."),
         (["optimizer=adamw(beta=3)"], "optimizer: adamw has no argument 'beta'; did you mean "

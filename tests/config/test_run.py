@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
+from vitkit.backend.precision import PRECISIONS
 from vitkit.config import RunConfig, Spec
 from vitkit.config.run import DataConfig, ModelConfig, TrainConfig, settle
 from vitkit.errors import ConfigError
@@ -24,6 +25,10 @@ def test_an_empty_table_is_a_whole_run() -> None:
 
 def test_the_model_has_the_settings_that_vit_has() -> None:
     assert set(ModelConfig.model_fields) == {field.name for field in fields(ViTConfig)}
+
+
+def test_the_precisions_are_those_of_models() -> None:
+    assert get_args(TrainConfig.model_fields["precision"].annotation) == PRECISIONS
 
 
 def test_nothing_can_be_changed() -> None:
@@ -58,6 +63,8 @@ def test_nothing_can_be_changed() -> None:
         (TrainConfig, "ema_decay", 1.0),
         (TrainConfig, "loss", "mse()()"),
         (TrainConfig, "epoch", 3),
+        (TrainConfig, "precision", "float16"),
+        (TrainConfig, "precision", None),
         (TrainConfig, "callbacks", "printer"),
         (TrainConfig, "callbacks", ["printer(3)"]),
         (ModelConfig, "mlp", 3),

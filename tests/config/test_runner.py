@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 import vitkit.checkpoint.files as files
+from vitkit import kernels
 from vitkit._version import __version__
 from vitkit.backend.cuda import CudaStatus
 from vitkit.config.load import load
@@ -21,10 +22,11 @@ from vitkit.config.run import RunConfig
 from vitkit.config.runner import folder_name, run
 from vitkit.data.npz import npz
 from vitkit.errors import CheckpointError, ConfigError, DataError
+from vitkit.kernels import served_precision
 from vitkit.plugins import hookimpl
 from vitkit.train import TrainState, environment, plots
 from vitkit.train.callbacks import Callback
-from vitkit.train.restore import find_checkpoint
+from vitkit.train.restore import find_checkpoint, restore
 
 
 class Silent(Callback):
@@ -170,6 +172,60 @@ def test_a_resumed_run_cannot_change_what_its_state_means(
     setting = changed.partition("=")[0]
     assert any(line.startswith(f"{setting}: got") for line in raised.value.problems)
     assert (folder / "config.toml").read_text() == before
+
+
+def test_the_precision_of_a_run_is_kept(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder, asked = tmp_path / "run", "train.precision=bfloat16"
+    run(configure(asked), folder, Silent(stop_at=3))
+    served = served_precision("bfloat16", np, "float32")
+    recorded = {"asked": "bfloat16", "served": served}
+    assert json.loads((folder / "env.json").read_text())["precision"] == recorded
+    checkpoint = files.load(find_checkpoint(folder, "last"))
+    assert checkpoint.documents["trainer"]["precision"] == recorded
+    assert restore(folder).model.precision == served
+    config = configure(file=folder / "config.toml")
+    assert config.train.precision == "bfloat16"
+    display = Silent()
+    run(config, folder, display, resume=True)
+    assert (", products of bfloat16; " in display.said[0]) is (served == "bfloat16")
+    run(configure(asked), tmp_path / "whole", Silent())
+    assert_same_arrays(folder, tmp_path / "whole")
+
+
+@pytest.mark.skipif(bool(kernels.why_none(np)), reason="bfloat16 is then computed everywhere")
+def test_a_machine_without_bfloat16_computes_the_run_in_float32(
+    tmp_path: Path,
+    configure: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setattr(kernels, "_why_no_bfloat16", lambda xp: "")
+    run(configure("train.precision=bfloat16", "backend=numpy"), folder, Silent())
+    assert restore(folder).model.precision == "bfloat16"
+    assert caplog.messages == []
+    monkeypatch.setattr(kernels, "_why_no_bfloat16", lambda xp: "it is an old one")
+    assert restore(folder).model.precision == "float32"
+    assert caplog.messages == [
+        "precision='bfloat16' is computed in float32 here: it is an old one."
+    ]
+
+
+def test_a_profile_is_written_and_shown(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    plain, folder, display = tmp_path / "plain", tmp_path / "run", Silent()
+    run(configure(), plain, Silent())
+    run(configure(), folder, display, profile_steps=3)
+    found = json.loads((folder / "profile.json").read_text())
+    assert found["steps"] == 3
+    shown = [line for line in display.said if line.startswith("one step of 3 ")]
+    assert len(shown) == 1
+    assert shown[0] in (folder / "log.txt").read_text()
+    assert not (plain / "profile.json").exists()
+    assert_same_arrays(folder, plain)
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -216,6 +216,17 @@ def test_a_run_without_validation_has_only_a_last(tmp_path: Path, saver: Checkpo
     assert find_checkpoint(tmp_path, "best").name == "step-00000010"
 
 
+def test_a_checkpoint_without_a_precision_is_of_float32(
+    tmp_path: Path, make_data: MakeData, make_model: MakeModel
+) -> None:
+    data, model = make_data(), make_model()
+    trainer = documents(model, Preprocess.of(data), data.classes, precision="bfloat16")
+    assert trainer.pop("precision") == {"asked": "bfloat16", "served": "float32"}
+    path = tmp_path / "step-00000001"
+    files.save(path, {"model": model.state_dict()}, {"trainer": trainer})
+    assert restore(path).model.precision == "float32"
+
+
 def test_weights_of_float64_come_back_as_float32(
     tmp_path: Path, make_data: MakeData, make_model: MakeModel
 ) -> None:

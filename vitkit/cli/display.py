@@ -115,6 +115,19 @@ class Console(Callback):
 
             yield progress
 
+    @contextmanager
+    def compiling(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Show what is compiled: its name, how many are done, how many there are."""
+        with self._make_bar(MofNCompleteColumn(), transient=True) as bar:
+            task = bar.add_task("")
+
+            def progress(name: str, done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total, description=name)
+                if not self._has_bar:
+                    self.say(f"compiling {name} ({done + 1} of {total})")
+
+            yield progress
+
     def _make_bar(self, count: ProgressColumn, *, transient: bool = False) -> Progress:
         return Progress(
             BarColumn(bar_width=20),

@@ -12,12 +12,15 @@ def info(
 ) -> None:
     """Show versions, backends and folders, as a bug report needs them."""
     from vitkit.backend import array_module
+    from vitkit.cli.kernels import lines
     from vitkit.data import data_dir
+    from vitkit.kernels.state import describe as on_cpu
     from vitkit.train import plots
     from vitkit.train.environment import describe
 
     found = describe()
     found["auto"] = array_module("auto").__name__
+    found["kernels"] = on_cpu()
     found["data_dir"] = str(data_dir())
     found["pictures"] = plots.available()
     if as_json:
@@ -34,6 +37,8 @@ def info(
             f"threads: {pool['num_threads']}, cores: {found['cores']}"
         )
     typer.echo(f"{'numpy':<14}works")
+    for title, text in lines(found["kernels"]):
+        typer.echo(f"{title:<14}{text}")
     cupy = found["cupy"]
     state = "works" if cupy["usable"] else "does not work"
     typer.echo(f"{'cupy':<14}{state}: {cupy['found']}")

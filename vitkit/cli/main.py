@@ -11,7 +11,17 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from vitkit._version import __version__
-from vitkit.cli import bench, data, evaluate, info, plugin_option, plugins, predict, train
+from vitkit.cli import (
+    bench,
+    data,
+    evaluate,
+    info,
+    kernels,
+    plugin_option,
+    plugins,
+    predict,
+    train,
+)
 from vitkit.errors import ConfigError, VitkitError
 from vitkit.registry import on_missing_name
 
@@ -65,6 +75,7 @@ plugin_option.COMMANDS.update(
         "data": data.app,
         "plugins": plugins.app,
         "info": info.info,
+        "kernels": kernels.app,
         "bench": bench.bench,
     }
 )

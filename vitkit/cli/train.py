@@ -32,6 +32,10 @@ def train(
     backend: Annotated[
         str | None, typer.Option("--backend", help="numpy, cupy, or auto (the default).")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="float32 (the default), or bfloat16 for the products."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Where all random numbers come from.")
     ] = None,
@@ -59,6 +63,12 @@ def train(
             help="Go on with a run folder, or 'auto': the latest under --out.",
         ),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show the time of a step by operation.")
+    ] = False,
+    profile_steps: Annotated[
+        int, typer.Option("--profile-steps", min=1, help="How many steps --profile measures.")
+    ] = 10,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the configuration and do nothing.")
     ] = False,
@@ -84,6 +94,7 @@ def train(
         "train.batch_size": batch_size,
         "train.lr": lr,
         "train.max_time": max_time,
+        "train.precision": precision,
         "backend": backend,
         "seed": seed,
         "name": name,
@@ -105,7 +116,13 @@ def train(
     folder = folder or _new(out / folder_name(chosen))
     console = Console(quiet=quiet)
     with prints_aside():
-        summary = run(chosen, folder, console, resume=resume is not None)
+        summary = run(
+            chosen,
+            folder,
+            console,
+            resume=resume is not None,
+            profile_steps=profile_steps if profile else 0,
+        )
     _report(summary, folder, as_json)
     raise typer.Exit(STOPPED.get(summary["stopped"] or "", 0))
 
@@ -152,6 +169,8 @@ def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
     if summary["train_note"]:
         typer.echo(f"training data {summary['train_note']}")
     typer.echo(f"run folder    {folder}")
+    if (folder / "profile.json").exists():
+        typer.echo(f"profile       {folder / 'profile.json'}")
     for picture in summary["plots"]:
         typer.echo(f"picture       {folder / picture}")
     typer.echo("\nNext, try:")

@@ -88,7 +88,13 @@ def build(config: RunConfig, registries: Registries, data: Splits) -> Parts:
     train, val = images["train"], images.get("val")
     sizes = model_config(config, data.train.image_shape, len(data.train.classes))
     optimizer, schedule, loss, transforms = components(config, registries, len(train))
-    model = ViT(sizes, backend=config.backend, dtype=config.dtype, seed=seed)
+    model = ViT(
+        sizes,
+        backend=config.backend,
+        dtype=config.dtype,
+        seed=seed,
+        precision=config.train.precision,
+    )
     optimizer.attach(model, layer_decay=config.train.layer_decay)
     loader = partial(
         Loader, batch_size=config.train.batch_size, num_workers=config.data.num_workers, seed=seed

@@ -18,6 +18,7 @@ from vitkit.train.callbacks import (
     Callback,
     Checkpointing,
     EarlyStopping,
+    Profiling,
     Recorder,
     StopOnSignal,
     TimeLimit,
@@ -31,7 +32,7 @@ far the run has come is in the ``state`` that its methods get."""
 
 
 OF_EVERY_RUN = tuple(
-    each.name for each in (Average, Validation, Recorder, Checkpointing, StopOnSignal)
+    each.name for each in (Average, Validation, Recorder, Checkpointing, StopOnSignal, Profiling)
 )
 """The names of the callbacks that a run has, or can have, whatever its configuration names."""
 

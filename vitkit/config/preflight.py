@@ -100,6 +100,11 @@ def _settings(config: RunConfig, registries: Registries) -> list[str]:
             f"train.monitor: got {train.monitor!r}, but data.val_fraction is 0; monitor "
             "'train_loss', or hold back a part, such as 0.1."
         )
+    if train.precision != "float32" and config.dtype != "float32":
+        problems.append(
+            f"train.precision: got {train.precision!r}, but dtype is {config.dtype!r}; leave one "
+            "of them out."
+        )
     better = "max" if train.monitor.endswith("accuracy") else "min"
     if train.mode != better:
         problems.append(f"train.mode: got {train.mode!r}, expected {better!r} for {train.monitor}.")

@@ -17,6 +17,7 @@ JUDGED_BY = {
     "train.label_smoothing": "train.loss",
     "train.mode": "train.monitor",
     "train.monitor": "data.val_fraction",
+    "train.precision": "dtype",
     "train.warmup_epochs": "train.epochs",
 }
 """The setting that decides whether another is right."""

@@ -37,7 +37,7 @@ _OTHER_NAMES = {
     "device": "backend",
     "layers": "model.depth",
     "learning_rate": "train.lr",
-    "precision": "dtype",
+    "precision": "train.precision",
     "width": "model.dim",
     "wd": "train.weight_decay",
 }

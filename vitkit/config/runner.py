@@ -4,7 +4,8 @@
 
     runs/<date>-<name>/
         config.toml      the resolved configuration
-        env.json         versions, BLAS, GPU, arguments
+        env.json         versions, BLAS, CPU kernels, GPU, precision, arguments
+        profile.json     the time of a step by operation, where it was asked for
         metrics.jsonl    a row every few steps and every epoch
         log.txt          the same as lines for people
         summary.json     the results
@@ -33,6 +34,7 @@ from vitkit.config.prepare import Prepared, prepare, refuse
 from vitkit.config.resolve import resolved, spelled_out, with_layers
 from vitkit.config.run import RunConfig
 from vitkit.errors import CheckpointError
+from vitkit.kernels.state import describe as on_cpu
 from vitkit.optim import EMA
 from vitkit.plugins import active
 from vitkit.train import plots
@@ -42,12 +44,14 @@ from vitkit.train.callbacks import (
     Checkpointing,
     EarlyStopping,
     JsonLines,
+    Profiling,
     Recorder,
     StopOnSignal,
     TimeLimit,
     Validation,
     as_line,
 )
+from vitkit.train.callbacks.profiling import as_lines
 from vitkit.train.callbacks.stopping import SecondSignal
 from vitkit.train.environment import describe
 from vitkit.train.evaluate import evaluate
@@ -86,7 +90,12 @@ def folder_name(config: RunConfig) -> str:
 
 
 def run(
-    config: RunConfig, folder: Path, display: Display, *, resume: bool = False
+    config: RunConfig,
+    folder: Path,
+    display: Display,
+    *,
+    resume: bool = False,
+    profile_steps: int = 0,
 ) -> dict[str, Any]:
     """Train what a configuration says, and leave everything in ``folder``.
 
@@ -100,6 +109,9 @@ def run(
         What shows the run to a person.
     resume : bool, default False
         Whether to go on from the folder's last checkpoint.
+    profile_steps : int, default 0
+        How many of the first steps to measure by operation; the table is shown, and written to
+        ``profile.json``.
 
     Returns
     -------
@@ -118,7 +130,10 @@ def run(
     with _locked(folder):
         if last is None and (folder / "config.toml").exists():
             raise CheckpointError(f"{folder} holds a run: resume it, or choose another folder.")
-        return _Run(prepared, folder, display, files.load(last) if last else None).finish()
+        whole = _Run(prepared, folder, display, files.load(last) if last else None)
+        if profile_steps:
+            whole.profile(profile_steps)
+        return whole.finish()
 
 
 def _locked(folder: Path) -> AcquireReturnProxy[FileLock]:
@@ -159,6 +174,7 @@ class _Run:
         decay = self.config.train.ema_decay
         self.ema = EMA(self.parts.model, decay) if decay is not None else None
         self.callbacks = self._callbacks()
+        self.profiling: Profiling | None = None
         self.state = TrainState(seed=self.config.seed)
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -199,7 +215,13 @@ class _Run:
             parts.model,
             parts.optimizer,
             called,
-            documents(parts.model, self.preprocess, self.data.train.classes, self.plugins),
+            documents(
+                parts.model,
+                self.preprocess,
+                self.data.train.classes,
+                self.plugins,
+                precision=train.precision,
+            ),
             ema=self.ema,
             monitor=train.monitor,
             mode=train.mode,
@@ -232,15 +254,27 @@ class _Run:
                 "the run's own configuration, or start a new run."
             ) from error
 
+    def profile(self, steps: int) -> None:
+        """Measure some steps by operation."""
+        self.profiling = Profiling(self._profiled, steps=steps)
+        self.callbacks.insert(0, self.profiling)
+
+    def _profiled(self, found: dict[str, Any]) -> None:
+        self._write("profile.json", json.dumps(found, indent=1) + "\n")
+        for line in as_lines(found):
+            self._say(line)
+
     def finish(self) -> dict[str, Any]:
         """Train, evaluate, draw, and return the summary."""
         self._write("config.toml", dumps(self.config))
-        environment = describe(cuda=self.asked.backend != "numpy") | {"plugins": self.plugins}
-        self._write("env.json", json.dumps(environment, indent=1) + "\n")
+        self._write("env.json", json.dumps(self._environment(), indent=1) + "\n")
         self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state))
         self.recorder.sinks.append(lambda row: self._log(as_line(row, self.state)))
         self._say(self._headline())
         self._train()
+        if self.profiling is not None and not self.profiling.measured:
+            left_out = self.profiling.warmup
+            self._say(f"Too few steps for a profile: the first {left_out} are left out.")
         if self.state.stop:
             self._say(f"Stopped: {self.state.stop}.")
         try:
@@ -251,6 +285,15 @@ class _Run:
             raise
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
+
+    def _environment(self) -> dict[str, Any]:
+        """Return what ``env.json`` holds."""
+        model = self.parts.model
+        found = describe(cuda=self.asked.backend != "numpy")
+        found["precision"] = {"asked": self.config.train.precision, "served": model.precision}
+        if model.xp.__name__ == "numpy":
+            found["kernels"] = on_cpu()
+        return found | {"plugins": self.plugins}
 
     def _train(self) -> None:
         """Train to the end; a plugin that would end the program is an error."""
@@ -285,7 +328,8 @@ class _Run:
         return (
             f"{self.config.data.name}: {len(self.parts.train.dataset)} images to train on, "
             f"{len(self.data.test)} to test on. ViT {model.config.variant}, "
-            f"{model.num_parameters:,} parameters, {model.xp.__name__} {self.config.dtype}; "
+            f"{model.num_parameters:,} parameters, {model.xp.__name__} {self.config.dtype}"
+            f"{', products of bfloat16' if model.precision == 'bfloat16' else ''}; "
             f"{train.epochs} epochs of {len(self.parts.train)} batches{start}."
         )
 

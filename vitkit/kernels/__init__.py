@@ -78,7 +78,7 @@ def _load_folder(backend: str) -> str:
         package = importlib.import_module(name)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{name}.{module.name}")
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError) as error:  # the last where nothing can be kept
         reason = str(error).partition("\n")[0]
         LOGGER.warning(
             "The %s kernels cannot be used (%s): operations run by their references, slower.",

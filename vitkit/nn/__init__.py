@@ -19,4 +19,5 @@ from vitkit.nn.patch_embed import PatchProjection as PatchProjection
 from vitkit.nn.pool import FirstToken as FirstToken
 from vitkit.nn.pool import MeanToken as MeanToken
 from vitkit.nn.wrappers import Checkpoint as Checkpoint
+from vitkit.nn.wrappers import Timed as Timed
 from vitkit.nn.wrappers import unwrap as unwrap

@@ -64,7 +64,7 @@ class MLP(Module):
         """Whether norm and residual can be part of the same operation in this pass."""
         own = type(self) is MLP and type(self.fc1) is type(self.fc2) is Linear
         own = own and type(self.drop1) is type(self.drop2) is Dropout
-        known = type(self.act) is Activation and self._activation is not None
+        known = type(self.act) is Activation and self._activation in FUSED
         return own and known and not (self.drop1.active(ctx) or self.drop2.active(ctx))
 
     def branch(self, x: Array, norm: LayerNorm, gain: Array | None, ctx: Context) -> Array:
@@ -85,10 +85,9 @@ class MLP(Module):
         )
 
     @property
-    def _activation(self) -> str | None:
-        """The name by which the operation knows the activation, if it does."""
-        pairs = FUSED.items()
-        return next((name for name, pair in pairs if pair == self.act.pair), None)
+    def _activation(self) -> str:
+        """The name by which the operation knows the activation, or nothing."""
+        return next((name for name, pair in FUSED.items() if pair == self.act.pair), "")
 
     def _arrays(self, norm: LayerNorm) -> tuple[MLPArrays, MLPArrays]:
         """Return the parameters of the branch and their gradients."""

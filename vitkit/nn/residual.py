@@ -11,33 +11,35 @@ from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.module import Module
 
 
-def residual(norm: Module, inner: Module, drop_path: Module, x: Array, ctx: Context) -> Array:
+def residual(norm: Module, inner: Any, drop_path: Module, x: Array, ctx: Context) -> Array:
     """Return ``x + drop_path(inner(norm(x)))``, by one operation where the parts allow it."""
     if (parts := _fusible(norm, inner, drop_path, ctx)) is not None:
-        norm, inner, drop_path = parts
-        return inner.branch(x, norm, drop_path.gain(x, ctx), ctx)
+        own_norm, own_drop_path = parts
+        y: Array = inner.branch(x, own_norm, own_drop_path.gain(x, ctx), ctx)
+        return y
     return x + drop_path.forward(inner.forward(norm.forward(x, ctx), ctx), ctx)
 
 
 def residual_backward(
-    norm: Module, inner: Module, drop_path: Module, dy: Array, ctx: Context
+    norm: Module, inner: Any, drop_path: Module, dy: Array, ctx: Context
 ) -> Array:
     """Return ``dx`` of :func:`residual`."""
     if (parts := _fusible(norm, inner, drop_path, ctx)) is not None:
-        return parts[1].branch_backward(dy, parts[0], ctx)
+        dx: Array = inner.branch_backward(dy, parts[0], ctx)
+        return dx
     return dy + norm.backward(inner.backward(drop_path.backward(dy, ctx), ctx), ctx)
 
 
 def _fusible(
     norm: Module, inner: Any, drop_path: Module, ctx: Context
-) -> tuple[LayerNorm, Any, DropPath] | None:
-    """Return the parts if one operation can do their work in this pass.
+) -> tuple[LayerNorm, DropPath] | None:
+    """Return norm and drop path if one operation can do all the work in this pass.
 
-    They must be vitkit's own: a subclass, a wrapper or a plugin's layer has methods of its own.
+    All must be vitkit's own: a subclass, a wrapper or a plugin's layer has methods of its own.
     ``inner`` then has ``fuses(ctx)``, ``branch(x, norm, gain, ctx)`` and
     ``branch_backward(dy, norm, ctx)``, as :class:`~vitkit.nn.MLP` does.
     """
     if type(norm) is not LayerNorm or type(drop_path) is not DropPath:
         return None
     fuses = getattr(inner, "fuses", None)
-    return (norm, inner, drop_path) if fuses is not None and fuses(ctx) else None
+    return (norm, drop_path) if fuses is not None and fuses(ctx) else None

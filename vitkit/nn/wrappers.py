@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from vitkit.backend import Array, ArrayModule
+import time
+from collections.abc import Callable
+
+from vitkit.backend import Array, ArrayModule, synchronize
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
 
@@ -39,6 +42,76 @@ class Checkpoint(Module):
         again = ctx.replay(drawn)
         self.inner.forward(x, again)
         return self.inner.backward(dy, again)
+
+
+class Timed(Module):
+    """Count how often ``inner`` runs, and how long forward and backward take.
+
+    For the time by layer: ``model.blocks[0] = Timed(model.blocks[0])``, before or after the model
+    is placed. :func:`vitkit.ops.profiled` gives the time by operation. A device is waited for at
+    each end. A wrapped part of a block is computed by itself, not in one operation with the norm
+    before it and the residual after it; so wrap whole blocks.
+
+    Parameters
+    ----------
+    inner : Module
+        The module to wrap, such as a block.
+    clock : callable, default time.perf_counter
+        Returns seconds.
+    xp : module, optional
+        Given, the module is placed at once.
+
+    Attributes
+    ----------
+    forward_calls, backward_calls : int
+        How often each was run to its end.
+    forward_seconds, backward_seconds : float
+        How long that took in all.
+    """
+
+    transparent = True
+
+    def __init__(
+        self,
+        inner: Module,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        xp: ArrayModule = None,
+    ) -> None:
+        self.inner = inner
+        self.clock = clock
+        self.reset()
+        if xp is not None:
+            self.place(xp)
+
+    def reset(self) -> None:
+        """Count from zero again."""
+        self.forward_calls = self.backward_calls = 0
+        self.forward_seconds = self.backward_seconds = 0.0
+
+    def forward(self, x: Array, ctx: Context) -> Array:
+        """Return ``inner``'s output."""
+        y, seconds = self._timed(self.inner.forward, x, ctx)
+        self.forward_calls += 1
+        self.forward_seconds += seconds
+        return y
+
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        """Return ``inner``'s gradient of the input."""
+        dx, seconds = self._timed(self.inner.backward, dy, ctx)
+        self.backward_calls += 1
+        self.backward_seconds += seconds
+        return dx
+
+    def _timed(
+        self, run: Callable[[Array, Context], Array], x: Array, ctx: Context
+    ) -> tuple[Array, float]:
+        xp = self.inner.xp
+        synchronize(xp)
+        started = self.clock()
+        y = run(x, ctx)
+        synchronize(xp)
+        return y, self.clock() - started
 
 
 def unwrap(module: Module) -> Module:

@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import update_wrapper
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _use_kernels = ContextVar("use_kernels", default=os.environ.get("VITKIT_KERNELS") != "off")
+
+Watch: TypeAlias = Callable[["Op[..., Any]", Any], Callable[[], None]]
+"""Told of a call, the op and its ``xp``, before it; what it returns is called after it."""
+watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+"""What is told of every call in this thread; see :func:`vitkit.ops.profiled`."""
 
 
 class Op(Generic[P, R]):
@@ -74,19 +79,31 @@ class Op(Generic[P, R]):
             )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if _use_kernels.get():
-            backend = getattr(kwargs.get("xp"), "__name__", "")
-            for kernels in (self.overrides, self.kernels) if self.overrides else (self.kernels,):
-                kernel = kernels.get(backend)
-                if kernel is not None:
-                    result = kernel(*args, **kwargs)
-                    if result is not NotImplemented:
-                        return result
-        return self.reference(*args, **kwargs)
+        watching = watch.get()
+        done = None if watching is None else watching(self, kwargs.get("xp"))
+        try:
+            if _use_kernels.get():
+                backend = getattr(kwargs.get("xp"), "__name__", "")
+                two = (self.overrides, self.kernels) if self.overrides else (self.kernels,)
+                for kernels in two:
+                    kernel = kernels.get(backend)
+                    if kernel is not None:
+                        result = kernel(*args, **kwargs)
+                        if result is not NotImplemented:
+                            return result
+            return self.reference(*args, **kwargs)
+        finally:
+            if done is not None:
+                done()
 
     def __repr__(self) -> str:
         served = ", ".join(sorted({*self.kernels, *self.overrides})) or "none"
         return f"<op {self.__name__}({_parameters(self.reference)}), kernels: {served}>"
+
+
+def kernels_off() -> bool:
+    """Return whether everything runs by the references now."""
+    return not _use_kernels.get()
 
 
 @contextmanager

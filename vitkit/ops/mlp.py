@@ -69,7 +69,7 @@ def mlp_branch(
     eps : float
         Added to variances.
     activation : str
-        A name in :data:`ACTIVATIONS`.
+        A name in ``ACTIVATIONS``: ``"gelu"`` or ``"gelu_tanh"``.
     gain : array, shape (B,), or None
         What the branch of each sample is multiplied by; None for 1.
     precision : str

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 from vitkit._version import __version__
 from vitkit.backend import cuda_status
 
-CORE = ("numpy", "scipy", "safetensors", "pillow")
+CORE = ("numpy", "scipy", "numba", "safetensors", "pillow")
 OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x", "matplotlib")
 
 

@@ -45,6 +45,8 @@ def documents(
     preprocess: Preprocess,
     classes: tuple[str, ...],
     plugins: Sequence[dict[str, Any]] = (),
+    *,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint must hold besides arrays for :func:`restore` to work.
 
@@ -58,12 +60,15 @@ def documents(
         What its outputs stand for.
     plugins : sequence of dict, default ()
         Those in use; see :mod:`vitkit.train.needed`.
+    precision : str, optional
+        What was asked for; the model's own, which is what was served, if left out.
     """
     return {
         "model": model.config.to_dict(),
         "preprocess": preprocess.to_dict(),
         "classes": list(classes),
         "plugins": list(plugins),
+        "precision": {"asked": precision or model.precision, "served": model.precision},
     }
 
 
@@ -108,6 +113,8 @@ def restore(
 ) -> Restored:
     """Return the model of a run folder or checkpoint directory, verified.
 
+    It computes in the precision it was trained in, where that is served here.
+
     Parameters
     ----------
     path : str or Path
@@ -139,7 +146,8 @@ def restore(
         preprocess = Preprocess.from_dict(trainer["preprocess"])
         classes = tuple(str(name) for name in trainer["classes"])
         model = ViT(config, backend=None)
-        model.place(backend, seed=None)
+        precision = trainer.get("precision", {"served": "float32"})["served"]
+        model.place(backend, seed=None, precision=precision)
         model.load_state_dict(arrays)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(

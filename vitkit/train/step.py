@@ -11,12 +11,16 @@ from vitkit.data import Batch
 from vitkit.errors import blaming
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
+from vitkit.ops._profile import section
 from vitkit.optim import Optimizer, clip_global_norm
 from vitkit.train.preprocess import Preprocess
 
 Loss = Callable[..., tuple[Array, Array]]
 """``loss(logits, labels, *, xp)`` returns the mean over the batch and its gradient."""
 
+
+LAYERS = "layers, between operations"
+"""What a profile calls the code of layers."""
 
 MOST_PIECES = 2**20  # so that no two passes of a run share a dropout key
 
@@ -93,22 +97,27 @@ def train_step(
     count = sum(len(batch) for batch in batches)
     total_loss: Array = 0.0
     correct: Array = 0
-    model.zero_grad()
+    with section("zeroing gradients"):
+        model.zero_grad()
     for piece, batch in enumerate(batches):
         ctx = Context(train=True, seed=seed, step=step * MOST_PIECES + piece)
         labels = xp.asarray(batch.labels)
-        logits = model.forward(preprocess(batch.images, model), ctx)
+        with section(LAYERS):
+            logits = model.forward(preprocess(batch.images, model), ctx)
         piece_loss, dlogits = _checked(loss(logits, labels, xp=xp), logits, loss)
         share = len(batch) / count
-        model.backward(dlogits * share, ctx)
+        with section(LAYERS):
+            model.backward(dlogits * share, ctx)
         total_loss = total_loss + piece_loss * share
         correct = correct + (logits.argmax(axis=1) == labels).sum()
     norm = None
     if max_grad_norm is not None:
-        norm = clip_global_norm(model.groups, max_grad_norm, xp=xp)
+        with section("clipping"):
+            norm = clip_global_norm(model.groups, max_grad_norm, xp=xp)
     if before_update is not None:
         before_update()
-    optimizer.step(lr)
+    with section("optimizer"):
+        optimizer.step(lr)
     return StepLog(total_loss, correct, count, norm, lr)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from vitkit.data import Batch, Loader
 from vitkit.nn.module import Module
 from vitkit.ops import softmax_cross_entropy
+from vitkit.ops._profile import paused, section
 from vitkit.optim import AdamW, Optimizer
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.evaluate import evaluate, predict
@@ -153,16 +154,23 @@ class Trainer:
             state.end_step(len(batches), (now := time.perf_counter()) - started)
             started = now
             # A step that is made is seen by all, so that a checkpoint of it is whole.
-            if failures := self._call_all("on_step_end", state, log):
+            with section("callbacks"):
+                failures = self._call_all("on_step_end", state, log)
+            if failures:
                 raise failures[0]
             if state.stop:
                 return
         state.epoch, state.position = state.epoch + 1, 0
-        self._call("on_epoch_end", state)
+        with paused():  # a profile is one of steps
+            self._call("on_epoch_end", state)
 
     def _grouped(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         """Yield the batches of each step; the last one of an epoch may have fewer."""
-        while group := list(islice(batches, self.grad_accum)):
+        while True:
+            with section("loading the batch"):
+                group = list(islice(batches, self.grad_accum))
+            if not group:
+                return
             yield group
 
     def _call(self, event: str, *arguments: Any) -> None:

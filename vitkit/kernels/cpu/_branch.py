@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from vitkit.backend import Array
 from vitkit.kernels.cpu._amx import SIDE, why_not
 from vitkit.kernels.cpu._arrays import column, plain, rows, served
 from vitkit.kernels.cpu._gradients import (
@@ -30,14 +32,28 @@ def dtype_of(precision: str) -> Any:
     return np.uint16 if precision == "bfloat16" else np.float32
 
 
-def serves(x: np.ndarray, widths: tuple[int, ...], precision: str, arrays: tuple[Any, ...]) -> bool:
-    """Whether the kernels of a branch serve these arrays, and tiles of bfloat16 these widths."""
-    if not served(x, *arrays):
+def serves(
+    x: Array, widths: tuple[int, ...], precision: str, arrays: Iterable[Array | None]
+) -> bool:
+    """Whether the kernels serve a branch with these float32 arrays, and tiles these widths."""
+    if not served(x, *(array for array in arrays if array is not None)):
         return False
     if precision == "float32":
         return True
     whole = all(width % SIDE == 0 for width in widths)
     return not why_not() and whole and x.shape[0] * x.shape[1] >= SIDE
+
+
+def holds(arrays: Iterable[Array], precision: str) -> bool:
+    """Whether arrays kept between products are what the kernels of this precision keep."""
+    return all(
+        isinstance(array, np.ndarray) and array.dtype == dtype_of(precision) for array in arrays
+    )
+
+
+def can_add_to(grads: Iterable[Array]) -> bool:
+    """Whether kernels can add to gradients where they lie."""
+    return all(grad.flags.c_contiguous and grad.flags.writeable for grad in grads)
 
 
 def gained(dy: np.ndarray, gain: np.ndarray | None, precision: str) -> np.ndarray:

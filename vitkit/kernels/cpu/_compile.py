@@ -7,6 +7,9 @@ may not assume that there is no NaN or infinity, because those have to come out 
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -24,12 +27,32 @@ OPTIONS: dict[str, Any] = {"boundscheck": False, "nogil": True, "error_model": "
 
 def parallel(function: Any) -> Any:
     """Compile a kernel that shares its work among the threads of Numba's pool."""
-    return numba.njit(parallel=True, cache=True, fastmath=MATH, **OPTIONS)(function)
+    return _stamped(numba.njit(parallel=True, cache=True, fastmath=MATH, **OPTIONS)(function))
 
 
 def serial(function: Any) -> Any:
     """Compile a piece of a kernel, such as the work on one row."""
-    return numba.njit(cache=True, fastmath=MATH, **OPTIONS)(function)
+    return _stamped(numba.njit(cache=True, fastmath=MATH, **OPTIONS)(function))
+
+
+def _stamped(kernel: Any) -> Any:
+    """Let code be taken from the cache only while no file of this folder has changed.
+
+    Numba looks at the kernel's own file alone, and would go on using what other files had in it.
+    """
+    file = getattr(kernel._cache, "_cache_file", None)
+    if file is not None:
+        file._source_stamp = _stamp()
+    return kernel
+
+
+@functools.cache
+def _stamp() -> str:
+    """Return a digest of this folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def exact(function: Any) -> Any:

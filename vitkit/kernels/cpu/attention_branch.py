@@ -9,9 +9,11 @@ from vitkit.kernels.cpu import _attention_pairs, attention
 from vitkit.kernels.cpu._arrays import column, plain, rows
 from vitkit.kernels.cpu._branch import (
     add_gradients,
+    can_add_to,
     dtype_of,
     gained,
     gains_of,
+    holds,
     serves,
     through_norm,
 )
@@ -42,7 +44,7 @@ def attention_branch_cpu(
     xp: ArrayModule,
 ) -> Any:
     """Replace :func:`vitkit.ops.attention_branch` for float32 weights."""
-    if not serves(x, x.shape[2:], precision, weights):
+    if not serves(x, x.shape[2:], precision, (gain, *weights)):
         return NotImplemented
     norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias = map(plain, weights)
     batch, tokens, dim = x.shape
@@ -89,9 +91,13 @@ def attention_branch_backward_cpu(
     xp: ArrayModule,
 ) -> Any:
     """Replace :func:`vitkit.ops.attention_branch_backward_inplace` for float32 weights."""
-    if not serves(x, x.shape[2:], precision, (dy, *kept[:2], *kept[4:], *weights, *grads)):
+    mean, rstd, qkv, mixed, *stats = kept
+    arrays = (dy, gain, mean, rstd, *stats, *weights, *grads)
+    if not serves(x, x.shape[2:], precision, arrays):
         return NotImplemented
-    mean, rstd, qkv, mixed, *stats = map(plain, kept)
+    if not (holds((qkv, mixed), precision) and can_add_to(grads)):
+        return NotImplemented
+    qkv, mixed, *stats = map(plain, (qkv, mixed, *stats))
     branch = gained(dy, gain, precision)
     add_gradients(branch, rows(mixed), grads.proj_weight, grads.proj_bias)
     dmixed, none = empty(x.shape, branch.dtype), empty((x.shape[2],))

@@ -1,66 +1,84 @@
-"""Layer normalization by BLAS; the meaning is in :mod:`vitkit.ops.layer_norm`.
-
-Means over rows are products with a constant vector, which BLAS does at the speed of memory where
-NumPy's reduction over a short last axis does one row at a time.
-"""
+"""Layer normalization, a row at a time; the meaning is in :mod:`vitkit.ops.layer_norm`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numba import prange
 
 from vitkit.backend import Array, ArrayModule
+from vitkit.kernels.cpu._arrays import column, plain, rows, served
+from vitkit.kernels.cpu._compile import parallel
+from vitkit.kernels.cpu._math import ZERO, F
+from vitkit.kernels.cpu._memory import empty
+from vitkit.kernels.cpu._rows import normalize, normalize_backward
+from vitkit.kernels.cpu._threads import threads
 from vitkit.ops.layer_norm import layer_norm, layer_norm_backward
+
+BLOCKS = 32  # of rows, each with its own sums: as many on any number of threads, for equal bits
+
+
+@parallel
+def _forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    y: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    parts: int,
+) -> None:
+    for t in prange(parts):
+        for r in range(len(x) * t // parts, len(x) * (t + 1) // parts):
+            mean[r], rstd[r] = normalize(x[r], weight, bias, eps, y[r])
+
+
+@parallel
+def _backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    none: np.ndarray,
+    dx: np.ndarray,
+    sums: np.ndarray,
+) -> None:
+    for b in prange(len(sums)):
+        dweight, dbias = sums[b, 0], sums[b, 1]
+        dweight[:], dbias[:] = ZERO, ZERO
+        for r in range(len(x) * b // len(sums), len(x) * (b + 1) // len(sums)):
+            normalize_backward(dy[r], x[r], weight, mean[r], rstd[r], none, dx[r], dweight, dbias)
 
 
 @layer_norm.kernel("numpy")
 def layer_norm_cpu(x: Array, weight: Array, bias: Array, eps: float, *, xp: ArrayModule) -> Any:
-    """Replace :func:`vitkit.ops.layer_norm` for contiguous arrays of one dtype."""
-    if not x.flags.c_contiguous or x.dtype != weight.dtype or x.size == 0:
+    """Replace :func:`vitkit.ops.layer_norm` for float32."""
+    if not served(x, weight, bias) or not weight.shape == bias.shape == x.shape[-1:]:
         return NotImplemented
-    rows = x.reshape(-1, x.shape[-1])
-    mean = _row_means(rows)
-    y = rows - mean
-    rstd = 1 / np.sqrt(_row_means(y, y) + eps)
-    y *= rstd
-    y *= weight
-    y += bias
-    stats = (*x.shape[:-1], 1)
-    return y.reshape(x.shape), mean.reshape(stats), rstd.reshape(stats)
+    y, mean, rstd = empty(x.shape), empty((*x.shape[:-1], 1)), empty((*x.shape[:-1], 1))
+    outputs = rows(y), column(mean), column(rstd)
+    _forward(rows(x), plain(weight), plain(bias), F(eps), *outputs, threads())
+    return y, mean, rstd
 
 
 @layer_norm_backward.kernel("numpy")
 def layer_norm_backward_cpu(
-    dy: Array,
-    x: Array,
-    weight: Array,
-    mean: Array,
-    rstd: Array,
-    *,
-    xp: ArrayModule,
+    dy: Array, x: Array, weight: Array, mean: Array, rstd: Array, *, xp: ArrayModule
 ) -> Any:
-    """Replace :func:`vitkit.ops.layer_norm_backward` for contiguous arrays of one dtype."""
-    one_dtype = x.dtype == weight.dtype == dy.dtype == mean.dtype == rstd.dtype
-    if not one_dtype or not x.flags.c_contiguous or x.size == 0:
+    """Replace :func:`vitkit.ops.layer_norm_backward` for float32."""
+    stats = (*x.shape[:-1], 1)
+    if (
+        not served(dy, x, weight, mean, rstd)
+        or not (dy.shape == x.shape and weight.shape == x.shape[-1:])
+        or not (mean.shape == rstd.shape == stats)
+    ):
         return NotImplemented
-    rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, x.shape[-1])
-    rstd = rstd.reshape(-1, 1)
-    x_hat = rows - mean.reshape(-1, 1)
-    x_hat *= rstd
-    dx = drows * x_hat
-    dweight, dbias = dx.sum(axis=0), drows.sum(axis=0)
-    np.multiply(drows, weight, out=dx)
-    mean_g = _row_means(dx)
-    x_hat *= _row_means(dx, x_hat)
-    dx -= mean_g
-    dx -= x_hat
-    dx *= rstd
-    return dx.reshape(x.shape), dweight, dbias
-
-
-def _row_means(rows: Array, others: Array | None = None) -> Array:
-    """Return the mean of each row, or of each row's product with another, as a column."""
-    if others is not None:
-        return (np.einsum("ij,ij->i", rows, others) * (1 / rows.shape[1]))[:, None]
-    return rows @ np.full((rows.shape[1], 1), 1 / rows.shape[1], rows.dtype)
+    dx, width = empty(x.shape), x.shape[-1]
+    sums = empty((min(BLOCKS, x.size // width), 2, width))
+    none = np.zeros(width, np.float32)
+    _backward(rows(dy), rows(x), plain(weight), column(mean), column(rstd), none, rows(dx), sums)
+    dweight, dbias = sums.sum(axis=0)
+    return dx, dweight, dbias

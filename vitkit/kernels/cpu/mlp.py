@@ -11,9 +11,11 @@ from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cpu._arrays import column, plain, rows
 from vitkit.kernels.cpu._branch import (
     add_gradients,
+    can_add_to,
     dtype_of,
     gained,
     gains_of,
+    holds,
     serves,
     through_norm,
 )
@@ -120,7 +122,7 @@ def mlp_branch_cpu(
     xp: ArrayModule,
 ) -> Any:
     """Replace :func:`vitkit.ops.mlp_branch` for float32 weights."""
-    if not serves(x, weights.fc1_weight.shape, precision, weights):
+    if not serves(x, weights.fc1_weight.shape, precision, (gain, *weights)):
         return NotImplemented
     norm_weight, norm_bias, w1, b1, w2, b2 = map(plain, weights)
     flat, middle = rows(x), w1.shape[0]
@@ -165,9 +167,12 @@ def mlp_branch_backward_cpu(
     xp: ArrayModule,
 ) -> Any:
     """Replace :func:`vitkit.ops.mlp_branch_backward_inplace` for float32 weights."""
-    if not serves(x, weights.fc1_weight.shape, precision, (dy, *kept[:2], *weights, *grads)):
-        return NotImplemented
     mean, rstd, hidden, slope = kept
+    arrays = (dy, gain, mean, rstd, *weights, *grads)
+    if not serves(x, weights.fc1_weight.shape, precision, arrays):
+        return NotImplemented
+    if not (holds((hidden, slope), precision) and can_add_to(grads)):
+        return NotImplemented
     branch = gained(dy, gain, precision)
     add_gradients(branch, rows(hidden), grads.fc2_weight, grads.fc2_bias)
     dh = empty(hidden.shape, hidden.dtype)

@@ -8,5 +8,6 @@ from vitkit.train.callbacks.evaluation import Validation as Validation
 from vitkit.train.callbacks.logging import JsonLines as JsonLines
 from vitkit.train.callbacks.logging import Recorder as Recorder
 from vitkit.train.callbacks.logging import as_line as as_line
+from vitkit.train.callbacks.profiling import Profiling as Profiling
 from vitkit.train.callbacks.stopping import StopOnSignal as StopOnSignal
 from vitkit.train.callbacks.stopping import TimeLimit as TimeLimit

@@ -1,0 +1,86 @@
+"""Which contenders there are, and the environment each is started in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contender: how it is called, and how it is started.
+
+    Attributes
+    ----------
+    title : str
+        How tables call it.
+    library, module, mode : str
+        What :mod:`contenders.serve` is started with.
+    precision : str
+        ``"float32"`` or ``"bfloat16"``: which tolerance and which matrix products it is held to.
+    environment : dict of str to str
+        Variables beside those that everyone has.
+    """
+
+    title: str
+    library: str
+    module: str
+    mode: str
+    precision: str = "float32"
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+# What somebody would set who wants the most from PyTorch: memory is never given back to the
+# system, comes in huge pages, and threads stay on their cores.
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "OMP_PROC_BIND": "true",
+    "OMP_PLACES": "cores",
+}
+HALF = "bfloat16"
+
+
+def _torch(title: str, mode: str, precision: str = "float32", tuned: bool = False) -> Entry:
+    environment = TUNED if tuned else {}
+    return Entry(f"PyTorch {title}", "torch", "torch_contender", mode, precision, environment)
+
+
+def _vitkit(title: str, mode: str, precision: str = "float32", kernels: str = "on") -> Entry:
+    environment = {"VITKIT_KERNELS": kernels}
+    # vitkit.train, because vitkit itself imports nothing until it is asked for something.
+    library = "vitkit.train"
+    return Entry(f"vitkit {title}", library, "vitkit_contender", mode, precision, environment)
+
+
+ENTRIES = {
+    "eager": _torch("eager", "eager"),
+    "fused": _torch("eager, fused AdamW", "fused"),
+    "tuned": _torch("eager, fused AdamW, tuned", "fused", tuned=True),
+    "compiled": _torch("torch.compile", "compiled"),
+    "bf16": _torch("bf16 autocast", "bf16", HALF),
+    "bf16_tuned": _torch("bf16 autocast, tuned", "bf16", HALF, tuned=True),
+    "bf16_compiled": _torch("bf16 autocast, torch.compile", "bf16_compiled", HALF),
+    "jax": Entry("JAX jit", "jax", "jax_contender", "float32"),
+    "reference": _vitkit("references", "float32", kernels="off"),
+    "kernels": _vitkit("kernels", "float32"),
+    "bfloat16": _vitkit("kernels, bf16", "bfloat16", HALF),
+}
+"""Those who train and infer, by the names that ``--only`` takes."""
+
+PRODUCTS = {
+    "numpy": Entry("numpy.matmul", "numpy", "products", "numpy"),
+    "torch": Entry("torch.mm", "torch", "products", "torch"),
+    "torch_bf16": Entry("torch.mm, bf16", "torch", "products", "torch_bf16", HALF),
+}
+"""The roofline: the model's matrix products and nothing else, by the libraries there are."""
+
+OPERATIONS = {
+    "torch": Entry("PyTorch", "torch", "torch_ops", "float32"),
+    "reference": Entry(
+        "vitkit reference", "vitkit", "vitkit_ops", "float32", environment={"VITKIT_KERNELS": "off"}
+    ),
+    "kernel": Entry("vitkit kernel", "vitkit", "vitkit_ops", "float32"),
+}
+"""Those who compute one operation at a time."""

@@ -1,0 +1,61 @@
+"""The same bits in every run, and on any number of threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kernel_calls import NAMES, bits_of
+
+SHAPES = [(3, 5), (197, 33), (2_051, 8)]
+# Those in which each thread sums what it was given: other threads, other last digits.
+SUMS_BY_THREAD = {"mlp_branch_backward_inplace", "attention_branch_backward_inplace"}
+COUNTS = (1, 2, 4)
+names = pytest.mark.parametrize("name", NAMES)
+pytestmark = pytest.mark.usefixtures("no_lucky_memory")
+
+
+@names
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_bits(name: str, shape: tuple[int, int], set_threads: Callable[..., None]) -> None:
+    found: list[str] = []
+    for count in COUNTS:
+        set_threads(count)
+        runs = {bits_of(name, *shape) for _ in range(3)}
+        assert len(runs) == 1, f"runs on {count} threads differ"
+        found += runs
+    if name.partition(",")[0] not in SUMS_BY_THREAD:
+        assert len(set(found)) == 1, "the result depends on the number of threads"
+
+
+IN_ANOTHER_PROCESS = f"""
+import json
+from kernel_calls import NAMES, bits_of
+from vitkit.kernels.cpu._threads import threads
+found = {{name: [bits_of(name, *shape) for shape in {SHAPES}] for name in NAMES}}
+print(json.dumps([threads(), found]))
+"""
+
+
+def test_the_same_bits_from_four_threads_of_another_process(
+    set_threads: Callable[..., None],
+) -> None:
+    here = Path(__file__).parent
+    limits = {"NUMBA_NUM_THREADS": "4", "VITKIT_NUM_THREADS": "4"}
+    path = os.pathsep.join([str(here), str(here.parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS],
+        env={**os.environ, **limits, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, found = json.loads(done.stdout)
+    assert count == 4
+    set_threads(4)
+    assert found == {name: [bits_of(name, *shape) for shape in SHAPES] for name in NAMES}

@@ -1,0 +1,80 @@
+"""What serves each operation on the CPU, and what the kernels found there, as plain values."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import numpy as np
+
+from vitkit import ops
+from vitkit.kernels import load, why_none
+from vitkit.ops import Op
+
+FEATURES = ("avx", "avx2", "fma", "avx512f", "amx-tile", "amx-bf16", "neon")
+"""What a processor may have that makes kernels faster, as LLVM calls it."""
+
+
+def part(name: str) -> Any:
+    """Return a module of the CPU kernels, which can be imported only where Numba can."""
+    return importlib.import_module(f"vitkit.kernels.cpu.{name}")
+
+
+def operations() -> dict[str, Op[..., Any]]:
+    """Return every operation by its name."""
+    return {name: op for name, op in vars(ops).items() if isinstance(op, Op)}
+
+
+def serving() -> dict[str, str]:
+    """Return the module of the kernel that serves each operation on the CPU.
+
+    Returns
+    -------
+    dict of str to str
+        By the operation's name; empty where its reference runs.
+    """
+    off = bool(why_none(np))
+    load(np)  # those of plugins too
+    return {name: "" if off else _module(op) for name, op in operations().items()}
+
+
+def describe() -> dict[str, Any]:
+    """Return what the kernels found on this machine.
+
+    Returns
+    -------
+    dict
+        ``why_none``, empty where there are kernels. Then also ``processor``, its name, and its
+        ``features`` that kernels may use; ``vector_bits``; ``bfloat16``, whether products of it are
+        faster here, and ``why_no_bfloat16``; ``threads``, and ``threads_from``, what said so; and
+        of what is compiled already ``folder``, ``functions`` and ``bytes``.
+    """
+    reason = why_none(np)
+    if reason:
+        return {"why_none": reason}
+    compiling, amx, threads, compilations = map(
+        part, ("_compile", "_amx", "_threads", "_compilations")
+    )
+    folder, functions, size = compilations.kept()
+    said = [name for name in threads.LIMITS if _is_count(os.environ.get(name, ""))]
+    return {
+        "why_none": "",
+        "processor": compilations.processor(),
+        "features": [name for name in FEATURES if name in compiling.features()],
+        "vector_bits": 32 * compiling.LANES,
+        "bfloat16": not amx.why_not(),
+        "why_no_bfloat16": amx.why_not(),
+        "threads": threads.threads(),
+        "threads_from": said[0] if said else "the processors there are",
+        "compiled": {"folder": str(folder or ""), "functions": functions, "bytes": size},
+    }
+
+
+def _module(op: Op[..., Any]) -> str:
+    kernel = op.overrides.get("numpy") or op.kernels.get("numpy")
+    return "" if kernel is None else kernel.__module__
+
+
+def _is_count(text: str) -> bool:
+    return text.isdigit() and int(text) > 0
