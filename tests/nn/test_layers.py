@@ -95,7 +95,8 @@ def test_every_layer_that_ships_is_here() -> None:
         if inspect.isclass(value) and issubclass(value, Module) and value is not Module
     }
     tested = {type(module) for case in LAYERS for _, module in case.make().modules()}
-    assert shipped <= tested
+    watching = {nn.Timed}  # keeps what it counts, and waits for the device: test_wrappers.py
+    assert shipped - watching <= tested
 
 
 CHECKS = [

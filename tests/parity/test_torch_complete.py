@@ -40,4 +40,5 @@ def test_every_layer_is_compared() -> None:
         for name, value in vars(nn).items()
         if isinstance(value, type) and issubclass(value, Module) and value is not Module
     }
-    assert public <= attributes_used("nn")
+    watching = {"Timed"}  # changes nothing of what it wraps: tests/nn/test_wrappers.py
+    assert public - watching <= attributes_used("nn")

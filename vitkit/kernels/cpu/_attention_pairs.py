@@ -12,14 +12,25 @@ import numpy as np
 from numba import prange
 
 from vitkit.kernels.cpu._amx import SIDE, configure_tiles, multiply_tiles
-from vitkit.kernels.cpu._compile import LANES, parallel, serial, widest_vectors
-from vitkit.kernels.cpu._math import ZERO, F, exp
+from vitkit.kernels.cpu._compile import LANES, parallel, serial
+from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
-from vitkit.kernels.cpu._numbers import narrow, wide
-from vitkit.kernels.cpu._panels import pair_rows, transpose_pairs, transpose_tile
-from vitkit.kernels.cpu._rows import convert
+from vitkit.kernels.cpu._panels import (
+    copy_line,
+    pair_rows,
+    prefetch_rows,
+    transpose_pairs,
+    transpose_tile,
+)
+from vitkit.kernels.cpu._scores import (
+    dot,
+    fill_mask,
+    padded,
+    put_rows,
+    rounded_exponentials,
+    rounded_score_gradients,
+)
 from vitkit.kernels.cpu._threads import threads
-from vitkit.kernels.cpu.attention import largest_of, padded
 
 QUERIES = 224  # rows of scores at once, a multiple of SIDE
 
@@ -35,17 +46,15 @@ def copied(
     x: np.ndarray, first: int, column: int, count: int, width: int, rows: int, out: np.ndarray
 ) -> None:
     """Write some columns of ``count`` rows, ``tiled(width)`` wide, and zeros up to ``rows``."""
-    widest_vectors()
-    row = tiled(width)
+    row, whole = tiled(width), width // SIDE * SIDE
+    source, result = x.ctypes.data + (first * x.shape[1] + column) * 2, out.ctypes.data
     for i in range(count):
-        source, line = x[first + i, column : column + width], out[i * row : (i + 1) * row]
-        for c in range(width):
-            line[c] = source[c]
-        for c in range(width, row):
-            line[c] = 0
-    rest = out[count * row : rows * row]
-    for c in range(rest.size):
-        rest[c] = 0
+        # Lines by hand: a loop over so few numbers is not long enough for Numba's vectors.
+        for c in range(0, whole, SIDE):
+            copy_line(source + (i * x.shape[1] + c) * 2, result + (i * row + c) * 2)
+        for c in range(whole, row):
+            out[i * row + c] = x[first + i, column + c] if c < width else 0
+    out[count * row : rows * row] = 0
 
 
 @serial
@@ -87,50 +96,6 @@ def transposed(matrix: np.ndarray, count: int, width: int, row: int, out: np.nda
             )
 
 
-@serial
-def exponentials(scores: np.ndarray, scale: float, out: np.ndarray) -> tuple[float, float]:
-    """Write exponentials of scores, relative to the largest; return that one and their sum."""
-    widest_vectors()
-    largest = largest_of(scores)
-    total = ZERO
-    for j in range(scores.size):
-        e = exp((scores[j] - largest) * scale)
-        out[j] = narrow(e, out)
-        total += e
-    return largest * scale, total
-
-
-@serial
-def score_gradients(
-    scores: np.ndarray,
-    dp: np.ndarray,
-    scale: float,
-    log_total: float,
-    delta: float,
-    p_out: np.ndarray,
-    ds_out: np.ndarray,
-) -> None:
-    """Write probabilities, and the gradients of the scores."""
-    widest_vectors()
-    largest = largest_of(scores)
-    # Not subtracted before exp: beside huge scores it would be lost.
-    share = F(math.exp(-log_total))
-    for j in range(scores.size):
-        p = exp((scores[j] - largest) * scale) * share
-        p_out[j] = narrow(p, p_out)
-        ds_out[j] = narrow(p * (dp[j] - delta) * scale, ds_out)
-
-
-@serial
-def dot(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the sum of products of two rows."""
-    widest_vectors()
-    total = ZERO
-    for k in range(x.size):
-        total += wide(x[k]) * wide(y[k])
-    return total
-
-
 @parallel
 def forward(
     qkv: np.ndarray,
@@ -140,6 +105,7 @@ def forward(
     largest: np.ndarray,
     log_total: np.ndarray,
     scratch: np.ndarray,
+    masks: np.ndarray,
     parts: int,
 ) -> None:
     """Attend, a share of the heads for each thread."""
@@ -159,8 +125,13 @@ def forward(
         keys, halves = halves[: rows * deep], halves[rows * deep :]
         values, p = halves[: summed * deep], halves[summed * deep :]
         p[: most * summed] = 0  # the columns that fill the last tile stay so
+        mask, inverse = masks[t, :rows], masks[t, rows:]
+        fill_mask(mask, tokens)
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
+            following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
+            for part in range(3):
+                prefetch_rows(qkv, following, part * dim + beside, tokens, width)
             copied(qkv, first, column, tokens, width, rows, queries)
             copied(qkv, first, dim + column, tokens, width, rows, loose)
             as_columns(loose, rows, deep, keys)
@@ -182,13 +153,15 @@ def forward(
                     0,
                 )
                 for i in range(taken):
-                    top, total = exponentials(
-                        scores[i * rows : i * rows + tokens],
+                    top, total = rounded_exponentials(
+                        scores[i * rows : (i + 1) * rows],
+                        mask,
                         scale,
-                        p[i * summed : i * summed + tokens],
+                        p[i * summed : i * summed + rows],
                     )
                     largest[z, i0 + i] = top
-                    log_total[z, i0 + i] = total
+                    log_total[z, i0 + i] = math.log(total)
+                    inverse[i] = ONE / total
                 multiply_tiles(
                     down,
                     deep,
@@ -201,14 +174,7 @@ def forward(
                     deep * 4,
                     0,
                 )
-                for i in range(taken):
-                    total = log_total[z, i0 + i]
-                    convert(
-                        result[i * deep : i * deep + width],
-                        F(1) / total,
-                        y[first + i0 + i, column : column + width],
-                    )
-                    log_total[z, i0 + i] = math.log(total)
+                put_rows(result, deep, taken, width, inverse, y, first + i0, column)
 
 
 @parallel
@@ -221,6 +187,7 @@ def backward(
     log_total: np.ndarray,
     dqkv: np.ndarray,
     scratch: np.ndarray,
+    masks: np.ndarray,
     parts: int,
 ) -> None:
     """Write the gradients of queries, keys and values, a share of the heads for each thread."""
@@ -248,8 +215,16 @@ def backward(
         p, ds = halves[: most_summed * summed], halves[most_summed * summed :]
         p[:] = 0  # the columns that fill the last tile stay so
         ds[: most_summed * summed] = 0
+        mask, ones = masks[t, :rows], masks[t, rows:]
+        fill_mask(mask, tokens)
+        ones[:] = ONE
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
+            following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
+            for part in range(3):
+                prefetch_rows(qkv, following, part * dim + beside, tokens, width)
+            prefetch_rows(dy, following, beside, tokens, width)
+            prefetch_rows(y, following, beside, tokens, width)
             copied(qkv, first, column, tokens, width, summed, queries)
             copied(dy, first, column, tokens, width, summed, dresult)
             copied(qkv, first, 2 * dim + column, tokens, width, rows, loose)
@@ -287,10 +262,11 @@ def backward(
                 for i in range(taken):
                     mixed = y[first + i0 + i, column : column + width]
                     delta = dot(dresult[at + i * deep : at + i * deep + width], mixed)
-                    line = slice(i * summed, i * summed + tokens)
-                    score_gradients(
-                        scores[i * rows : i * rows + tokens],
-                        dp[i * rows : i * rows + tokens],
+                    line = slice(i * summed, i * summed + rows)
+                    rounded_score_gradients(
+                        scores[i * rows : (i + 1) * rows],
+                        mask,
+                        dp[i * rows : (i + 1) * rows],
                         scale,
                         log_total[z, i0 + i],
                         delta,
@@ -339,23 +315,9 @@ def backward(
                     deep * 4,
                     adds,
                 )
-                for i in range(taken):
-                    convert(
-                        dqueries[i * deep : i * deep + width],
-                        F(1),
-                        dqkv[first + i0 + i, column : column + width],
-                    )
-            for i in range(tokens):
-                convert(
-                    dkeys[i * deep : i * deep + width],
-                    F(1),
-                    dqkv[first + i, dim + column : dim + column + width],
-                )
-                convert(
-                    dvalues[i * deep : i * deep + width],
-                    F(1),
-                    dqkv[first + i, 2 * dim + column : 2 * dim + column + width],
-                )
+                put_rows(dqueries, deep, taken, width, ones, dqkv, first + i0, column)
+            put_rows(dkeys, deep, tokens, width, ones, dqkv, first, dim + column)
+            put_rows(dvalues, deep, tokens, width, ones, dqkv, first, 2 * dim + column)
 
 
 def attend(qkv: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -376,6 +338,7 @@ def attend(qkv: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray, np.
         largest.reshape(flat),
         log_total.reshape(flat),
         work,
+        scratch(rows + max(most, rows)),
         threads(),
     )
     return y, largest, log_total
@@ -406,6 +369,7 @@ def attend_backward(
         log_total.reshape(flat),
         dqkv.reshape(-1, width),
         work,
+        scratch(rows + max(most, rows)),
         threads(),
     )
     return dqkv

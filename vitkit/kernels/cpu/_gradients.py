@@ -12,11 +12,11 @@ from numba import prange
 
 from vitkit.kernels.cpu._amx import SIDE, add_columns, configure_tiles
 from vitkit.kernels.cpu._compile import LANES, parallel, serial, widest_vectors
-from vitkit.kernels.cpu._panels import copy_eight, pair_rows, prefetch, transpose_pairs
+from vitkit.kernels.cpu._panels import copy_eight, pair_rows, transpose_pairs
 from vitkit.kernels.cpu._rows import add_to
 from vitkit.kernels.cpu._tile import PANEL, ROWS, multiply
 
-STEPS = 256  # rows of dy and x that are multiplied at once
+STEPS = 128  # rows that are multiplied at once: their panels stay in the first-level cache
 BLOCK = 384  # rows, and columns, of the weight's gradient that stay in the cache
 # Strips and panels are a line of the cache longer than they need: at a power of two apart, all that
 # are written to in turn would fall into the same few places of it.
@@ -76,18 +76,9 @@ def _gradient_block(
             if j0 == 0:
                 add_to(row, dbias[i0:i1])
             _pack_into_panels(x[first + k, j0:j1], k, panels)
-        # While these rows are multiplied the next ones are brought from memory.
-        ahead, after = first + STEPS, min(first + 2 * STEPS, dy.shape[0])
-        tiles = ((j1 - j0 + PANEL - 1) // PANEL) * ((i1 - i0 + ROWS - 1) // ROWS)
-        done = 0
         for j in range(j0, j1, PANEL):
             panel = panels.ctypes.data + (j - j0) // PANEL * SLAB * 4
             for i in range(i0, i1, ROWS):
-                done += 1
-                while ahead < after and (ahead - first - STEPS) * tiles < done * STEPS:
-                    prefetch(dy[ahead, i0:i1])
-                    prefetch(x[ahead, j0:j1])
-                    ahead += 1
                 multiply(
                     ROWS,
                     PANEL,

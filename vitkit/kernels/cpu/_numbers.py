@@ -38,6 +38,22 @@ def to_bits(context: Any, x: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
+def round_vector(builder: Any, x: Any, count: int) -> Any:
+    """Return a vector of float32 as bfloat16 bits, rounded as :func:`to_bits` does."""
+    words = ir.VectorType(WORD, count)
+
+    def same(value: int) -> Any:
+        return ir.Constant(words, [value] * count)
+
+    bits = builder.bitcast(x, words)
+    high = builder.lshr(bits, same(16))
+    carried = builder.add(bits, builder.add(same(0x7FFF), builder.and_(high, same(1))))
+    rounded = builder.lshr(carried, same(16))
+    is_nan = builder.fcmp_unordered("uno", x, x)
+    chosen = builder.select(is_nan, builder.or_(high, same(0x40)), rounded)
+    return builder.trunc(chosen, ir.VectorType(HALF, count))
+
+
 @intrinsic
 def from_bits(context: Any, bits: Any) -> Any:
     """Return the float32 that the bits of a bfloat16 stand for."""

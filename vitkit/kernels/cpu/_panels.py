@@ -19,7 +19,7 @@ from vitkit.kernels.cpu._amx import SIDE, configure_tiles, multiply_rows
 from vitkit.kernels.cpu._arrays import plain
 from vitkit.kernels.cpu._compile import LANES, function, parallel, serial, widest_vectors
 from vitkit.kernels.cpu._memory import empty, scratch
-from vitkit.kernels.cpu._numbers import pair_up
+from vitkit.kernels.cpu._numbers import pair_up, round_vector
 from vitkit.kernels.cpu._threads import threads
 from vitkit.kernels.cpu._tile import PANEL, VECTOR, load, multiply, store
 
@@ -116,6 +116,31 @@ def copy_eight(context: Any, source: Any, result: Any) -> Any:
 
 
 @intrinsic
+def copy_line(context: Any, source: Any, result: Any) -> Any:
+    """Copy 64 bytes from one address to another."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line = ir.VectorType(ir.IntType(16), 32)
+        store(builder, load(builder, arguments[0], line, 2), arguments[1])
+        return target.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def pair_up_line(context: Any, source: Any, result: Any) -> Any:
+    """Round 2 LANES neighbouring float32 to bfloat16, and write them as LANES words."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x = load(builder, arguments[0], ir.VectorType(ir.FloatType(), 2 * LANES))
+        halves = round_vector(builder, x, 2 * LANES)
+        store(builder, builder.bitcast(halves, ir.VectorType(ir.IntType(32), LANES)), arguments[1])
+        return target.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
 def _prefetch(context: Any, address: Any) -> Any:
     """Ask for a line of memory to be brought to the second-level cache."""
 
@@ -130,16 +155,12 @@ def _prefetch(context: Any, address: Any) -> Any:
 
 
 @serial
-def prefetch(row: np.ndarray) -> None:
-    """Ask for a piece of a row, which will be needed soon, to be brought to the cache."""
-    for place in range(row.ctypes.data, row.ctypes.data + row.size * row.itemsize, 64):
-        _prefetch(place)
-
-
-@serial
-def share(total: int, part: int, parts: int) -> tuple[int, int]:
-    """Return where one of several equal parts begins and ends."""
-    return total * part // parts, total * (part + 1) // parts
+def prefetch_rows(x: np.ndarray, first: int, column: int, count: int, width: int) -> None:
+    """Ask for some columns of some rows; for none behind the last."""
+    for i in range(first, min(first + count, x.shape[0])):
+        place = x.ctypes.data + (i * x.shape[1] + column) * x.itemsize
+        for offset in range(0, width * x.itemsize, 64):
+            _prefetch(place + offset)
 
 
 @serial
@@ -218,14 +239,14 @@ def pack_transposed_pairs(
     width, depth = weight.shape
     pairs = depth // 2
     for t in prange(threads):
-        words, moved = scratch[t].view(np.uint32), scratch[t].ctypes.data
+        moved = scratch[t].ctypes.data
         for n in range(width // LANES * t // threads, width // LANES * (t + 1) // threads):
             first = n * LANES
             panel = panels.ctypes.data + (first // SIDE * SIDE * pairs + first % SIDE) * 4
             for k in range(0, pairs, LANES):
                 for i in range(LANES):
-                    row = weight[first + i, 2 * k : 2 * (k + LANES)]
-                    pair_up(row[0::2], row[1::2], words[i * LANES : (i + 1) * LANES])
+                    row = weight.ctypes.data + ((first + i) * depth + 2 * k) * 4
+                    pair_up_line(row, moved + i * LANES * 4)
                 transpose_tile(moved, LANES * 4, panel + k * SIDE * 4, SIDE * 4)
 
 

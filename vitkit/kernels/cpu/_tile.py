@@ -41,7 +41,7 @@ def store(builder: Any, value: Any, address: Any) -> None:
     stored.align = 4
 
 
-def _spread(builder: Any, number: Any) -> Any:
+def spread(builder: Any, number: Any) -> Any:
     """Return a vector with ``number`` in every lane."""
     undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
@@ -87,7 +87,7 @@ def _tile(rows: int, vectors: int) -> Any:
         ]
         new = []
         for i in range(rows):
-            number = _spread(builder, load(builder, builder.add(at_a, offsets[i]), FLOAT))
+            number = spread(builder, load(builder, builder.add(at_a, offsets[i]), FLOAT))
             new += [
                 builder.call(fma, [number, row[v], sums[i * vectors + v]]) for v in range(vectors)
             ]

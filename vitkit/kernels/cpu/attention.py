@@ -16,20 +16,22 @@ from numba import prange
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cpu._arrays import plain, served
 from vitkit.kernels.cpu._compile import LANES, parallel, serial, widest_vectors
-from vitkit.kernels.cpu._math import ONE, ZERO, F, exp, larger
+from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
-from vitkit.kernels.cpu._panels import transpose_tile
+from vitkit.kernels.cpu._panels import prefetch_rows, transpose_tile
+from vitkit.kernels.cpu._scores import (
+    dot,
+    exponentials,
+    fill_mask,
+    padded,
+    put_rows,
+    score_gradients,
+)
 from vitkit.kernels.cpu._threads import threads
 from vitkit.kernels.cpu._tile import ROWS, multiply
 from vitkit.ops.attention import multi_head_attention, multi_head_attention_backward
 
 QUERIES = 34 * ROWS  # rows of scores at once: all of a 224-pixel image with patches of 16
-
-
-@serial
-def padded(count: int) -> int:
-    """Return how many numbers whole vectors hold."""
-    return (count + LANES - 1) // LANES * LANES
 
 
 @serial
@@ -79,61 +81,6 @@ def copied(
             line[c] = 0
 
 
-@serial
-def largest_of(scores: np.ndarray) -> float:
-    """Return the largest score, or NaN where there is one."""
-    widest_vectors()
-    largest, unordered = F(-np.inf), ZERO
-    for j in range(scores.size):
-        largest = larger(largest, scores[j])
-        unordered += ZERO if scores[j] == scores[j] else ONE
-    return largest if unordered == ZERO else F(np.nan)
-
-
-@serial
-def exponentials(scores: np.ndarray) -> tuple[float, float]:
-    """Turn scores into exponentials, relative to the largest; return that one and their sum."""
-    widest_vectors()
-    largest = largest_of(scores)
-    total = ZERO
-    for j in range(scores.size):
-        e = exp(scores[j] - largest)
-        scores[j] = e
-        total += e
-    return largest, total
-
-
-@serial
-def score_gradients(
-    scores: np.ndarray, dp: np.ndarray, largest: float, log_total: float, delta: float
-) -> None:
-    """Turn scores into probabilities, and their gradients into those of the scores."""
-    widest_vectors()
-    share = F(math.exp(-log_total))  # subtracted before exp it would be lost beside huge scores
-    for j in range(scores.size):
-        p = exp(scores[j] - largest) * share
-        scores[j] = p
-        dp[j] = p * (dp[j] - delta)
-
-
-@serial
-def dot(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the sum of products of two rows."""
-    widest_vectors()
-    total = ZERO
-    for k in range(x.size):
-        total += x[k] * y[k]
-    return total
-
-
-@serial
-def times(x: np.ndarray, factor: float, y: np.ndarray) -> None:
-    """Write x times a number."""
-    widest_vectors()
-    for k in range(y.size):
-        y[k] = x[k] * factor
-
-
 @parallel
 def forward(
     qkv: np.ndarray,
@@ -154,9 +101,15 @@ def forward(
         keys, rest = scratch[t, : width * rows], scratch[t, width * rows :]
         values, rest = rest[: tokens * wide], rest[tokens * wide :]
         queries, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
-        scores, result = rest[: QUERIES * rows], rest[QUERIES * rows :]
+        scores, rest = rest[: QUERIES * rows], rest[QUERIES * rows :]
+        result, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
+        mask, inverse = rest[:rows], rest[rows : rows + QUERIES]
+        fill_mask(mask, tokens)
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
+            following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
+            for part in range(3):
+                prefetch_rows(qkv, following, part * dim + beside, tokens, width)
             transposed(qkv, first, dim + column, tokens, width, keys)
             copied(qkv, first, 2 * dim + column, tokens, width, ONE, values)
             for i0 in range(0, tokens, QUERIES):
@@ -176,9 +129,10 @@ def forward(
                     0,
                 )
                 for i in range(taken):
-                    top, total = exponentials(scores[i * rows : i * rows + tokens])
+                    top, total = exponentials(scores[i * rows : (i + 1) * rows], mask)
                     largest[z, i0 + i] = top
-                    log_total[z, i0 + i] = total
+                    log_total[z, i0 + i] = math.log(total)
+                    inverse[i] = ONE / total
                 multiply(
                     taken,
                     width,
@@ -192,14 +146,7 @@ def forward(
                     wide * 4,
                     0,
                 )
-                for i in range(taken):
-                    total = log_total[z, i0 + i]
-                    times(
-                        result[i * wide : i * wide + width],
-                        ONE / total,
-                        y[first + i0 + i, column : column + width],
-                    )
-                    log_total[z, i0 + i] = math.log(total)
+                put_rows(result, wide, taken, width, inverse, y, first + i0, column)
 
 
 @parallel
@@ -229,9 +176,20 @@ def backward(
         queries, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
         dresult, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
         dqueries, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
-        scores, dscores = rest[: QUERIES * rows], rest[QUERIES * rows :]
+        scores, rest = rest[: QUERIES * rows], rest[QUERIES * rows :]
+        dscores, rest = rest[: QUERIES * rows], rest[QUERIES * rows :]
+        mask, rest = rest[:rows], rest[rows:]
+        ones, scales = rest[:rows], rest[rows : 2 * rows]
+        fill_mask(mask, tokens)
+        ones[:] = ONE
+        scales[:] = scale
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
+            following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
+            for part in range(3):
+                prefetch_rows(qkv, following, part * dim + beside, tokens, width)
+            prefetch_rows(dy, following, beside, tokens, width)
+            prefetch_rows(y, following, beside, tokens, width)
             transposed(qkv, first, dim + column, tokens, width, keys_t)
             transposed(qkv, first, 2 * dim + column, tokens, width, values_t)
             copied(qkv, first, dim + column, tokens, width, ONE, keys)
@@ -269,8 +227,9 @@ def backward(
                     line = y[first + i0 + i, column : column + width]
                     delta = dot(dresult[i * wide : i * wide + width], line)
                     score_gradients(
-                        scores[i * rows : i * rows + tokens],
-                        dscores[i * rows : i * rows + tokens],
+                        scores[i * rows : (i + 1) * rows],
+                        mask,
+                        dscores[i * rows : (i + 1) * rows],
                         largest[z, i0 + i],
                         log_total[z, i0 + i],
                         delta,
@@ -314,23 +273,9 @@ def backward(
                     wide * 4,
                     adds,
                 )
-                for i in range(taken):
-                    times(
-                        dqueries[i * wide : i * wide + width],
-                        scale,
-                        dqkv[first + i0 + i, column : column + width],
-                    )
-            for i in range(tokens):
-                times(
-                    dkeys[i * wide : i * wide + width],
-                    ONE,
-                    dqkv[first + i, dim + column : dim + column + width],
-                )
-                times(
-                    dvalues[i * wide : i * wide + width],
-                    ONE,
-                    dqkv[first + i, 2 * dim + column : 2 * dim + column + width],
-                )
+                put_rows(dqueries, wide, taken, width, scales, dqkv, first + i0, column)
+            put_rows(dkeys, wide, tokens, width, ones, dqkv, first, dim + column)
+            put_rows(dvalues, wide, tokens, width, ones, dqkv, first, 2 * dim + column)
 
 
 def _whole(count: int) -> int:
@@ -343,7 +288,7 @@ def attend(qkv: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray, np.
     y = empty((batch, tokens, width // 3))
     largest, log_total = (empty((batch, num_heads, tokens)) for _ in range(2))
     wide, rows = _whole(width // 3 // num_heads), _whole(tokens)
-    work = scratch(2 * wide * rows + QUERIES * (rows + 2 * wide))
+    work = scratch(2 * wide * rows + QUERIES * (rows + 2 * wide + 1) + rows)
     flat = (batch * num_heads, tokens)
     forward(
         qkv.reshape(-1, width),
@@ -366,7 +311,7 @@ def attend_backward(
     num_heads = log_total.shape[1]
     dqkv = empty(qkv.shape)
     wide, rows = _whole(width // 3 // num_heads), _whole(tokens)
-    work = scratch(5 * wide * rows + QUERIES * (2 * rows + 3 * wide))
+    work = scratch(5 * wide * rows + QUERIES * (2 * rows + 3 * wide) + 3 * rows)
     flat = (batch * num_heads, tokens)
     backward(
         dy.reshape(-1, width // 3),
