@@ -58,14 +58,14 @@ def set_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Non
     """Return a function that says among how many threads kernels divide their work."""
     import numba
 
-    from vitkit.kernels.cpu._threads import threads
+    from vitkit.kernels.cpu._threads import limit, threads
 
     def set_threads(count: int) -> None:
         monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", max(count, present))
         monkeypatch.setenv("VITKIT_NUM_THREADS", str(count))
-        threads.cache_clear()
+        limit.cache_clear()
         assert threads() == count
 
     present = numba.config.NUMBA_NUM_THREADS
     yield set_threads
-    threads.cache_clear()
+    limit.cache_clear()

@@ -42,20 +42,22 @@ print(json.dumps([threads(), found]))
 """
 
 
-def test_the_same_bits_from_four_threads_of_another_process(
-    set_threads: Callable[..., None],
-) -> None:
+def test_the_same_bits_from_four_threads_of_two_processes() -> None:
     here = Path(__file__).parent
     limits = {"NUMBA_NUM_THREADS": "4", "VITKIT_NUM_THREADS": "4"}
     path = os.pathsep.join([str(here), str(here.parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER_PROCESS],
-        env={**os.environ, **limits, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    count, found = json.loads(done.stdout)
+    # One after the other: the second runs what the first has compiled, or found compiled.
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", IN_ANOTHER_PROCESS],
+            env={**os.environ, **limits, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    (count, found), (_, again) = map(json.loads, runs)
     assert count == 4
-    set_threads(4)
-    assert found == {name: [bits_of(name, *shape) for shape in SHAPES] for name in NAMES}
+    assert set(found) == set(NAMES)
+    assert found == again

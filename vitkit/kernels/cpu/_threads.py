@@ -12,10 +12,26 @@ import numba
 LIMITS = ("VITKIT_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
 """Variables that say how many, in order of precedence."""
 
+POOL = numba.config.NUMBA_NUM_THREADS
+"""The threads that Numba has; it starts no more later."""
+
+
+def threads() -> int:
+    """Return the number of threads, and have Numba use no more in the thread that calls this.
+
+    More would wait, working hard at it, for a part that no one has for them: where processors are
+    shared that costs a slice of their time for every kernel.
+    """
+    count = limit()
+    most = min(count, POOL)
+    if numba.get_num_threads() != most:
+        numba.set_num_threads(most)
+    return count
+
 
 @functools.cache
-def threads() -> int:
-    """Return the number of threads: what the environment says, or the processors there are.
+def limit() -> int:
+    """Return what the environment says, or how many processors there are.
 
     Those this process may run on, and no more than the time its control group is given.
     """
