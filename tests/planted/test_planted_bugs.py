@@ -127,8 +127,8 @@ PLANTS = (
     plant(
         "heads are interleaved in the output",
         "ops/attention.py",
-        "y = (p @ v).transpose(0, 2, 1, 3)",
-        "y = (p @ v).transpose(0, 2, 3, 1)",
+        "y = y.transpose(0, 2, 1, 3)",
+        "y = y.transpose(0, 2, 3, 1)",
         "tests/ops/test_attention.py",
     ),
     # Other gradients.
@@ -203,9 +203,16 @@ PLANTS = (
     ),
     plant(
         "backward leaves out a residual",
-        "nn/block.py",
-        "dx = dx + self.norm1.backward(",
-        "dx = self.norm1.backward(",
+        "nn/residual.py",
+        "return dy + norm.backward(",
+        "return norm.backward(",
+        f"{LAYERS}::test_block_with_dropout",  # whose branches are no single operations
+    ),
+    plant(
+        "backward of a branch leaves out its residual",
+        "ops/mlp.py",
+        "    dx += dy\n",
+        "",
         f"{LAYERS}::test_block",
     ),
     plant(
@@ -258,8 +265,8 @@ PLANTS = (
     plant(
         "dropout is active in evaluation",
         "nn/dropout.py",
-        "if not ctx.train or self.rate == 0:",
-        "if self.rate == 0:",
+        "return ctx.train and self.rate > 0",
+        "return self.rate > 0",
         f"{MODEL}::test_inference",
     ),
     plant(
