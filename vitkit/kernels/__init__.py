@@ -16,7 +16,7 @@ import numpy as np
 
 from vitkit.backend import ArrayModule
 from vitkit.backend.precision import PRECISIONS
-from vitkit.ops._op import kernels_off
+from vitkit.ops._op import SWITCHED_OFF, kernels_off
 from vitkit.registry import discover
 
 FOLDERS = {"numpy": "cpu", "cupy": "cuda"}
@@ -29,14 +29,14 @@ def load(xp: ArrayModule) -> None:
     Those of installed plugins too, which the operations ask first. Where the kernels cannot be
     had, one line says why, and the references run.
     """
-    if not kernels_off():
+    if not SWITCHED_OFF:
         _load_folder(xp.__name__)
     discover()
 
 
 def why_none(xp: ArrayModule) -> str:
     """Return why no kernel of vitkit's serves the array module ``xp``, or nothing."""
-    return "VITKIT_KERNELS=off" if kernels_off() else _load_folder(xp.__name__)
+    return "VITKIT_KERNELS=off" if SWITCHED_OFF else _load_folder(xp.__name__)
 
 
 def served_precision(wanted: str, xp: ArrayModule, dtype: Any) -> str:
@@ -49,10 +49,12 @@ def served_precision(wanted: str, xp: ArrayModule, dtype: Any) -> str:
     """
     if wanted not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {wanted!r}.")
-    if wanted == "float32" or kernels_off():
+    if wanted == "float32":
         return wanted
     if np.dtype(dtype) != np.float32:
         raise ValueError(f"precision={wanted!r} needs dtype='float32'; got {np.dtype(dtype)}.")
+    if kernels_off():
+        return wanted
     reason = _why_no_bfloat16(xp)
     if reason:
         LOGGER.warning("precision='bfloat16' is computed in float32 here: %s.", reason)

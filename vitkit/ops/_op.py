@@ -13,7 +13,10 @@ from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_use_kernels = ContextVar("use_kernels", default=os.environ.get("VITKIT_KERNELS") != "off")
+SWITCHED_OFF = os.environ.get("VITKIT_KERNELS") == "off"
+"""Whether the environment asks for the references, for as long as the process lives."""
+
+_use_kernels = ContextVar("use_kernels", default=not SWITCHED_OFF)
 
 Watch: TypeAlias = Callable[["Op[..., Any]", Any], Callable[[], None]]
 """Told of a call, the op and its ``xp``, before it; what it returns is called after it."""

@@ -15,7 +15,7 @@ from vitkit.kernels.cpu._amx import SIDE, configure_tiles, multiply_tiles
 from vitkit.kernels.cpu._compile import LANES, parallel, serial
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
-from vitkit.kernels.cpu._panels import (
+from vitkit.kernels.cpu._moves import (
     copy_line,
     pair_rows,
     prefetch_rows,
