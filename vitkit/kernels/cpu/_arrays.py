@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitkit.backend import Array
@@ -46,7 +44,3 @@ def rows(array: np.ndarray) -> np.ndarray:
 def column(array: np.ndarray) -> np.ndarray:
     """Return an array in C order as one axis."""
     return plain(array).reshape(-1)
-
-
-Kernel = Any
-"""A compiled function."""

@@ -84,14 +84,6 @@ def pair_up(low: np.ndarray, high: np.ndarray, words: np.ndarray) -> None:
         words[k] = _both(to_bits(low[k]), to_bits(high[k]))
 
 
-@serial
-def interleave(low: np.ndarray, high: np.ndarray, words: np.ndarray) -> None:
-    """Write pairs of bfloat16 as words."""
-    widest_vectors()
-    for k in range(words.size):
-        words[k] = _both(low[k], high[k])
-
-
 def narrow(x: Any, like: Any) -> Any:
     """Return a float32 as a number of the array ``like``."""
     return x
