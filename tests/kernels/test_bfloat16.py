@@ -16,9 +16,9 @@ from vitkit.ops.mlp import MLPArrays
 if reason := kernels.why_none(np):
     pytest.skip(f"no CPU kernels here: {reason}", allow_module_level=True)
 
-from vitkit.kernels.cpu._amx import why_not
+from vitkit.kernels.cpu._processor import why_no_bfloat16
 
-if reason := why_not():
+if reason := why_no_bfloat16():
     pytest.skip(f"no bfloat16 kernels here: {reason}", allow_module_level=True)
 
 # A sum in another order may round to the neighbouring bfloat16, 2^-8 away, and so may what is made

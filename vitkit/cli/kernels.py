@@ -43,17 +43,22 @@ def list_(context: typer.Context, plugin: PluginFiles = None, as_json: AsJson = 
         typer.echo(f"{name:<{width}}  {module or 'its reference'}")
 
 
+BFLOAT16 = {
+    "amx": "yes, on the tile unit (AMX)",
+    "avx512bf16": "yes, by dot products of pairs (AVX-512 BF16)",
+}
+
+
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what :func:`vitkit.kernels.state.describe` found, for people."""
     if found["why_none"]:
         return [("CPU kernels", f"none: {found['why_none']}; operations run by their references")]
     kept = found["compiled"]
     features = ", ".join(found["features"]) or "none of the features that they look for"
-    bfloat16 = "yes, on the tile unit (AMX)"
     return [
         ("CPU kernels", f"for {found['processor']}: {features}"),
         ("vectors", f"{found['vector_bits']} bits"),
-        ("bfloat16", bfloat16 if found["bfloat16"] else f"no: {found['why_no_bfloat16']}"),
+        ("bfloat16", BFLOAT16.get(found["bfloat16"], f"no: {found['why_no_bfloat16']}")),
         ("threads", f"{found['threads']}, from {found['threads_from']}"),
         ("compiled", f"{kept['functions']} functions, {kept['bytes'] / 1e6:.1f} MB"),
         ("kept in", kept["folder"] or "nowhere"),

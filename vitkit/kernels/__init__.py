@@ -67,7 +67,7 @@ def _why_no_bfloat16(xp: ArrayModule) -> str:
     reason = why_none(xp)
     if reason or xp.__name__ != "numpy":
         return reason or f"there are no such kernels for {xp.__name__} yet"
-    return str(importlib.import_module(f"{__name__}.cpu._amx").why_not())
+    return str(importlib.import_module(f"{__name__}.cpu._processor").why_no_bfloat16())
 
 
 @functools.cache

@@ -189,7 +189,7 @@ def compile_all(progress: Callable[[str, int, int], None] | None = None) -> Comp
 
 def _calls() -> Iterator[tuple[str, Callable[..., Any], Call]]:
     """Yield the name, the kernel and the arguments of each call that is to be compiled."""
-    no_bfloat16 = part("_amx").why_not()
+    no_bfloat16 = part("_processor").why_no_bfloat16()
     for name, op in operations().items():
         kernel = op.kernels.get("numpy")
         if kernel is None:

@@ -12,7 +12,7 @@ from vitkit import ops
 from vitkit.kernels import load, why_none
 from vitkit.ops import Op
 
-FEATURES = ("avx", "avx2", "fma", "avx512f", "amx-tile", "amx-bf16", "neon")
+FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bf16", "amx-tile", "amx-bf16", "neon")
 """What a processor may have that makes kernels faster, as LLVM calls it."""
 
 
@@ -46,25 +46,24 @@ def describe() -> dict[str, Any]:
     -------
     dict
         ``why_none``, empty where there are kernels. Then also ``processor``, its name, and its
-        ``features`` that kernels may use; ``vector_bits``; ``bfloat16``, whether products of it are
-        faster here, and ``why_no_bfloat16``; ``threads``, and ``threads_from``, what said so; and
-        of what is compiled already ``folder``, ``functions`` and ``bytes``.
+        ``features`` that kernels may use; ``vector_bits``; ``bfloat16``, what multiplies it faster
+        than float32 here, ``"amx"``, ``"avx512bf16"`` or nothing, and ``why_no_bfloat16``;
+        ``threads``, and ``threads_from``, what said so; and of what is compiled already ``folder``,
+        ``functions`` and ``bytes``.
     """
     reason = why_none(np)
     if reason:
         return {"why_none": reason}
-    compiling, amx, threads, compilations = map(
-        part, ("_compile", "_amx", "_threads", "_compilations")
-    )
+    processor, threads, compilations = map(part, ("_processor", "_threads", "_compilations"))
     folder, functions, size = compilations.kept()
     said = [name for name in threads.LIMITS if _is_count(os.environ.get(name, ""))]
     return {
         "why_none": "",
         "processor": compilations.processor(),
-        "features": [name for name in FEATURES if name in compiling.features()],
-        "vector_bits": 32 * compiling.LANES,
-        "bfloat16": not amx.why_not(),
-        "why_no_bfloat16": amx.why_not(),
+        "features": [name for name in FEATURES if name in processor.features()],
+        "vector_bits": 32 * processor.LANES,
+        "bfloat16": processor.bfloat16_unit(),
+        "why_no_bfloat16": processor.why_no_bfloat16(),
         "threads": threads.threads(),
         "threads_from": said[0] if said else "the processors there are",
         "compiled": {"folder": str(folder or ""), "functions": functions, "bytes": size},

@@ -9,10 +9,6 @@ the instruction multiplies two.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import platform
-import sys
 from typing import Any
 
 import numba
@@ -20,27 +16,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vitkit.kernels.cpu._compile import OPTIONS, features, function, serial
+from vitkit.kernels.cpu._compile import OPTIONS, function, serial
 
 SIDE = 32  # rows and columns of a block of results, and how many products one step sums
-ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA, SYS_ARCH_PRCTL = 0x1023, 18, 158
 
 BYTE, INT = ir.IntType(8), ir.IntType(64)
 POINTER = ir.PointerType(BYTE)
-
-
-@functools.cache
-def why_not() -> str:
-    """Return why bfloat16 has no kernels here, or nothing; asks the system for the tiles, once."""
-    missing = {"amx-tile", "amx-bf16", "avx512f"} - features()
-    if missing:
-        return f"the processor has no {', '.join(sorted(missing))}"
-    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
-        return "only on Linux is it known how to ask for the tile unit"
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) != 0:
-        return f"the system does not lend out the tile unit (error {ctypes.get_errno()})"
-    return ""
 
 
 @intrinsic

@@ -11,8 +11,7 @@ import math
 import numpy as np
 from numba import prange
 
-from vitkit.kernels.cpu._amx import SIDE, configure_tiles, multiply_tiles
-from vitkit.kernels.cpu._compile import LANES, parallel, serial
+from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
 from vitkit.kernels.cpu._moves import (
@@ -22,6 +21,8 @@ from vitkit.kernels.cpu._moves import (
     transpose_pairs,
     transpose_tile,
 )
+from vitkit.kernels.cpu._pairs import SIDE, configure_tiles, multiply_tiles
+from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._scores import (
     dot,
     fill_mask,

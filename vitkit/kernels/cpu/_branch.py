@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from vitkit.backend import Array
-from vitkit.kernels.cpu._amx import SIDE, why_not
 from vitkit.kernels.cpu._arrays import column, plain, rows, served
 from vitkit.kernels.cpu._gradients import (
     GRADIENT_SCRATCH,
@@ -17,7 +16,9 @@ from vitkit.kernels.cpu._gradients import (
     add_weight_gradient_pairs,
 )
 from vitkit.kernels.cpu._memory import empty, scratch
+from vitkit.kernels.cpu._pairs import SIDE
 from vitkit.kernels.cpu._panels import packed
+from vitkit.kernels.cpu._processor import why_no_bfloat16
 from vitkit.kernels.cpu._products import converted, norm_backward_product, room
 from vitkit.kernels.cpu._threads import parts, threads
 
@@ -41,7 +42,7 @@ def serves(
     if precision == "float32":
         return True
     whole = all(width % SIDE == 0 for width in widths)
-    return not why_not() and whole and x.shape[0] * x.shape[1] >= SIDE
+    return not why_no_bfloat16() and whole and x.shape[0] * x.shape[1] >= SIDE
 
 
 def holds(arrays: Iterable[Array], precision: str) -> bool:

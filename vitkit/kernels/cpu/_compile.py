@@ -15,9 +15,9 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import extending
-from numba.core.registry import cpu_target
 
 from vitkit.kernels.cpu._compilations import listen
+from vitkit.kernels.cpu._processor import LANES, bfloat16_unit
 
 listen()
 intrinsic: Any = extending.intrinsic  # its types say that callers, too, pass the context
@@ -48,8 +48,8 @@ def _stamped(kernel: Any) -> Any:
 
 @functools.cache
 def _stamp() -> str:
-    """Return a digest of this folder's files."""
-    digest = hashlib.sha256()
+    """Return a digest of this folder's files, and of what Numba does not know of the processor."""
+    digest = hashlib.sha256(bfloat16_unit().encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -64,19 +64,6 @@ def plainly(function: Any) -> Any:
     """Compile a formula to the operations it is written in."""
     # False, not left out: Numba would compile it with the freedoms of the first to call it.
     return numba.njit(fastmath=False, **OPTIONS)(function)
-
-
-def features() -> frozenset[str]:
-    """Return what the processor that kernels are compiled for can do, as ``"avx512f"``.
-
-    That is this machine's, unless ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` name less.
-    """
-    listed = cpu_target.target_context.codegen()._tm_features
-    return frozenset(name[1:] for name in listed.split(",") if name.startswith("+"))
-
-
-LANES = 16 if "avx512f" in features() else 8 if "avx" in features() else 4
-"""How many float32 one vector register holds."""
 
 
 @intrinsic

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from vitkit.kernels.cpu._amx import SIDE, add_columns, configure_tiles
-from vitkit.kernels.cpu._compile import LANES, parallel, serial, widest_vectors
+from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
 from vitkit.kernels.cpu._moves import copy_eight, pair_rows, transpose_pairs
+from vitkit.kernels.cpu._pairs import SIDE, add_columns, configure_tiles
+from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._rows import add_to
 from vitkit.kernels.cpu._tile import PANEL, ROWS, multiply
 

@@ -12,9 +12,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from vitkit.kernels.cpu._amx import SIDE
-from vitkit.kernels.cpu._compile import LANES, function, intrinsic, serial
+from vitkit.kernels.cpu._compile import function, intrinsic, serial
 from vitkit.kernels.cpu._numbers import round_vector
+from vitkit.kernels.cpu._pairs import SIDE
+from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._tile import VECTOR, load, store
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from vitkit.kernels.cpu._amx import SIDE, configure_tiles, multiply_rows
 from vitkit.kernels.cpu._arrays import plain
-from vitkit.kernels.cpu._compile import LANES, parallel, serial, widest_vectors
+from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
 from vitkit.kernels.cpu._memory import empty, scratch
 from vitkit.kernels.cpu._moves import pair_up_line, transpose_tile
 from vitkit.kernels.cpu._numbers import pair_up
+from vitkit.kernels.cpu._pairs import SIDE, configure_tiles, multiply_rows
+from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._threads import threads
 from vitkit.kernels.cpu._tile import PANEL, multiply
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from vitkit.kernels.cpu._compile import LANES, parallel, serial
+from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._numbers import kind_of
 from vitkit.kernels.cpu._panels import GROUP, multiply_panels, prepare
+from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._rows import (
     add_bias,
     add_branch,

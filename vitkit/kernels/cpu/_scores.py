@@ -14,9 +14,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-from vitkit.kernels.cpu._compile import LANES, function, intrinsic, serial, widest_vectors
+from vitkit.kernels.cpu._compile import function, intrinsic, serial, widest_vectors
 from vitkit.kernels.cpu._math import ZERO, F, exp
 from vitkit.kernels.cpu._numbers import narrow, round_vector, wide
+from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._tile import VECTOR, load, spread, store
 
 

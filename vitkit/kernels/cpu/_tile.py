@@ -15,7 +15,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vitkit.kernels.cpu._compile import LANES, OPTIONS, function, serial, widest_vectors
+from vitkit.kernels.cpu._compile import OPTIONS, function, serial, widest_vectors
+from vitkit.kernels.cpu._processor import LANES
 
 ROWS = 6
 VECTORS = (
@@ -49,17 +50,24 @@ def spread(builder: Any, number: Any) -> Any:
     return builder.shuffle_vector(first, undefined, lanes)
 
 
-def _tile(rows: int, vectors: int) -> Any:
+def _fma(builder: Any, number: Any, row: Any, total: Any) -> Any:
+    """Add a number, in every lane, times a row to a vector of sums."""
+    name = f"llvm.fma.v{LANES}f32"
+    call = function(builder.module, name, VECTOR, VECTOR, VECTOR, VECTOR)
+    return builder.call(call, [number, row, total])
+
+
+def _tile(rows: int, vectors: int, multiply_add: Any) -> Any:
     """Return the intrinsic for a tile of ``rows`` rows and ``vectors`` vectors.
 
-    Its arguments are addresses, and steps in bytes: of A to the next row and the next summed
-    index, of B to the next summed index, of C to the next row; how many indices are summed, and
-    whether to add to what C holds.
+    ``multiply_add`` builds one step, given a word of A in every lane, a vector of B, and sums.
+    The intrinsic's arguments are addresses, and steps in bytes: of A to the next row and the next
+    summed index, of B to the next summed index, of C to the next row; how many indices are summed,
+    and whether to add to what C holds.
     """
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, a_row, a_step, b, b_step, c, c_row, depth, adds = arguments
-        fma = function(builder.module, f"llvm.fma.v{LANES}f32", VECTOR, VECTOR, VECTOR, VECTOR)
         zero = ir.Constant(INT, 0)
         offsets, results = [zero], [c]
         for _ in range(rows - 1):
@@ -89,7 +97,7 @@ def _tile(rows: int, vectors: int) -> Any:
         for i in range(rows):
             number = spread(builder, load(builder, builder.add(at_a, offsets[i]), FLOAT))
             new += [
-                builder.call(fma, [number, row[v], sums[i * vectors + v]]) for v in range(vectors)
+                multiply_add(builder, number, row[v], sums[i * vectors + v]) for v in range(vectors)
             ]
         following = builder.add(k, ir.Constant(INT, 1))
         for block, values in ((start, None), (resume, held)):
@@ -128,9 +136,9 @@ def _tile(rows: int, vectors: int) -> Any:
     return intrinsic(tile)
 
 
-def _compiled(rows: int, vectors: int) -> Any:
+def compiled_tile(rows: int, vectors: int, multiply_add: Any = _fma) -> Any:
     """Return the compiled tile, a function of its own: inlined, it would be compiled each time."""
-    tile = _tile(rows, vectors)
+    tile = _tile(rows, vectors, multiply_add)
 
     def call(
         a: int,
@@ -149,8 +157,8 @@ def _compiled(rows: int, vectors: int) -> Any:
     return numba.njit(inline="never", **OPTIONS)(call)
 
 
-_ROWS_1, _ROWS_2, _ROWS_3, _ROWS_4 = (_compiled(ROWS, min(v, VECTORS)) for v in (1, 2, 3, 4))
-_ROW_1, _ROW_2, _ROW_3, _ROW_4 = (_compiled(1, min(v, VECTORS)) for v in (1, 2, 3, 4))
+_ROWS_1, _ROWS_2, _ROWS_3, _ROWS_4 = (compiled_tile(ROWS, min(v, VECTORS)) for v in (1, 2, 3, 4))
+_ROW_1, _ROW_2, _ROW_3, _ROW_4 = (compiled_tile(1, min(v, VECTORS)) for v in (1, 2, 3, 4))
 
 
 @serial

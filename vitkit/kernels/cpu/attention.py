@@ -15,10 +15,11 @@ from numba import prange
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cpu._arrays import plain, served
-from vitkit.kernels.cpu._compile import LANES, parallel, serial, widest_vectors
+from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
 from vitkit.kernels.cpu._moves import prefetch_rows, transpose_tile
+from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._scores import (
     dot,
     exponentials,
