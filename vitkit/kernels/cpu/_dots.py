@@ -16,9 +16,9 @@ from numba import types
 from vitkit.kernels.cpu._amx import SIDE
 from vitkit.kernels.cpu._compile import function, intrinsic, serial
 from vitkit.kernels.cpu._processor import LANES
-from vitkit.kernels.cpu._tile import VECTOR, compiled_tile
+from vitkit.kernels.cpu._tile import VECTOR, tiles
 
-ROWS, FEW = 12, 4  # of a tile: 12 x 2 vectors of sums, and what is left of 16 or 32 rows
+ROWS, REST = 12, 4  # rows of a tile, of two vectors, and of those for what is left of 16 or 32
 
 
 class _Bfloat(ir.Type):  # type: ignore[misc]
@@ -42,10 +42,7 @@ def _add_dots(builder: Any, pair: Any, row: Any, total: Any) -> Any:
     return builder.call(call, [total, builder.bitcast(pair, pairs), builder.bitcast(row, pairs)])
 
 
-_WHOLE, _LEFT, _FEW, _FEW_LEFT = (
-    compiled_tile(rows, vectors, _add_dots)
-    for rows, vectors in ((ROWS, 2), (ROWS, 1), (FEW, 2), (FEW, 1))
-)
+_TILE, _REST = (tiles(rows, 2, _add_dots) for rows in (ROWS, REST))
 
 
 @intrinsic
@@ -70,22 +67,16 @@ def multiply_tiles(
     """Do as :func:`vitkit.kernels.cpu._amx.multiply_tiles`."""
     pairs = depth // 2
     for j in range(0, width, SIDE):
-        at_b, at_c, whole = b + 4 * j, c + 4 * j, j + SIDE <= width
+        vectors = min(width - j, SIDE) // LANES
         i = 0
-        while i + ROWS <= rows:
-            if whole:
-                _WHOLE(a + i * a_row, a_row, 4, at_b, b_row, at_c + i * c_row, c_row, pairs, adds)
-            else:
-                _LEFT(a + i * a_row, a_row, 4, at_b, b_row, at_c + i * c_row, c_row, pairs, adds)
-            i += ROWS
         while i < rows:
-            if whole:
-                _FEW(a + i * a_row, a_row, 4, at_b, b_row, at_c + i * c_row, c_row, pairs, adds)
+            at_a, at_b, at_c = a + i * a_row, b + 4 * j, c + i * c_row + 4 * j
+            if i + ROWS <= rows:
+                _TILE(vectors, at_a, a_row, 4, at_b, b_row, at_c, c_row, pairs, adds)
+                i += ROWS
             else:
-                _FEW_LEFT(
-                    a + i * a_row, a_row, 4, at_b, b_row, at_c + i * c_row, c_row, pairs, adds
-                )
-            i += FEW
+                _REST(vectors, at_a, a_row, 4, at_b, b_row, at_c, c_row, pairs, adds)
+                i += REST
 
 
 @serial
@@ -95,7 +86,7 @@ def multiply_rows(
     """Do as :func:`vitkit.kernels.cpu._amx.multiply_rows`."""
     for r in range(0, rows, ROWS):
         i = min(r, rows - ROWS)
-        _WHOLE(a + i * a_row, a_row, 4, panel, 4 * SIDE, c + i * c_row, c_row, depth // 2, 0)
+        _TILE(2, a + i * a_row, a_row, 4, panel, 4 * SIDE, c + i * c_row, c_row, depth // 2, 0)
 
 
 @serial

@@ -1,8 +1,9 @@
 """The gradient of a weight, dy^T x: the product whose summed axis is the long one.
 
-Both operands are packed on the way, a few hundred rows at a time: dy into strips of ``ROWS``
-columns, because a column of a wide matrix maps to few sets of the cache, and x into panels. The
-sums stay in the cache until all rows are in, and are then added to the gradient in place.
+The sums of a block stay in the cache until all rows are in, and are then added to the gradient in
+place. In float32 dy and x are read where they lie, a few rows at a time, which were asked for while
+those before them were multiplied: packing them first takes longer than what it saves. bfloat16
+has to be paired up, and is packed.
 """
 
 from __future__ import annotations
@@ -10,89 +11,97 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
-from vitkit.kernels.cpu._moves import copy_eight, pair_rows, transpose_pairs
+from vitkit.kernels.cpu._compile import parallel, serial
+from vitkit.kernels.cpu._moves import pair_rows, prefetch_rows, transpose_pairs
 from vitkit.kernels.cpu._pairs import SIDE, add_columns, configure_tiles
 from vitkit.kernels.cpu._processor import LANES
-from vitkit.kernels.cpu._rows import add_to
-from vitkit.kernels.cpu._tile import PANEL, ROWS, multiply
+from vitkit.kernels.cpu._rows import add_to, share
+from vitkit.kernels.cpu._tile import tiles
 
-STEPS = 128  # rows that are multiplied at once: their panels stay in the first-level cache
+STEPS = 128  # rows that are multiplied at once
 BLOCK = 384  # rows, and columns, of the weight's gradient that stay in the cache
-# Strips and panels are a line of the cache longer than they need: at a power of two apart, all that
-# are written to in turn would fall into the same few places of it.
-STRIP, SLAB = STEPS * ROWS + 16, STEPS * PANEL + 16
-STRIPS_AT = BLOCK * BLOCK
-PANELS_AT = STRIPS_AT + BLOCK // ROWS * STRIP
-GRADIENT_SCRATCH = PANELS_AT + BLOCK // PANEL * SLAB
+# A tile here is tall and narrow: what it reads of dy and x lies in whole lines of the cache.
+ROWS, REST, VECTORS = (12, 4, 2) if LANES == 16 else (6, 2, 2)
+WIDTH = VECTORS * LANES
+GRADIENT_SCRATCH = BLOCK * BLOCK + STEPS * WIDTH
+_TILE, _REST, _ROW = (tiles(rows, VECTORS) for rows in (ROWS, REST, 1))
 
 
 @serial
-def _pack_into_strips(row: np.ndarray, k: int, strips: np.ndarray) -> None:
-    """Write a piece of a row of dy to place ``k`` of strips of ROWS numbers, zeros beyond it."""
-    source, result = row.ctypes.data, strips.ctypes.data + k * ROWS * 4
-    whole = (row.size - 2) // ROWS * ROWS  # copies take two numbers more than they need
-    for i in range(0, whole, ROWS):
-        copy_eight(source + i * 4, result + i // ROWS * STRIP * 4)
-    for i in range(whole, (row.size + ROWS - 1) // ROWS * ROWS):
-        strips[i // ROWS * STRIP + k * ROWS + i % ROWS] = row[i] if i < row.size else 0
-
-
-@serial
-def _pack_into_panels(row: np.ndarray, k: int, panels: np.ndarray) -> None:
-    """Write a piece of a row of x to place ``k`` of panels, zeros beyond it."""
-    widest_vectors()
-    for p in range((row.size + PANEL - 1) // PANEL):
-        line = panels[p * SLAB + k * PANEL : p * SLAB + (k + 1) * PANEL]
-        piece = row[p * PANEL : (p + 1) * PANEL]
-        if piece.size == PANEL:
-            for i in range(PANEL):
-                line[i] = piece[i]
+def _add_tile(
+    rows: int,
+    width: int,
+    count: int,
+    dy: int,
+    dy_row: int,
+    x: int,
+    x_row: int,
+    sums: int,
+    adds: int,
+) -> None:
+    """Write, or add, to sums ``rows`` columns of dy times ``width`` of x, over ``count`` rows."""
+    vectors, row, i = (width + LANES - 1) // LANES, BLOCK * 4, 0
+    while i < rows:
+        at, to = dy + 4 * i, sums + i * row
+        if rows == ROWS:
+            _TILE(vectors, at, 4, dy_row, x, x_row, to, row, count, adds)
+            i += ROWS
+        elif i + REST <= rows:
+            _REST(vectors, at, 4, dy_row, x, x_row, to, row, count, adds)
+            i += REST
         else:
-            for i in range(PANEL):
-                line[i] = piece[i] if i < piece.size else 0
+            _ROW(vectors, at, 4, dy_row, x, x_row, to, row, count, adds)
+            i += 1
 
 
 @serial
-def _gradient_block(
+def _copy_edge(x: np.ndarray, first: int, count: int, j: int, width: int, edge: np.ndarray) -> None:
+    """Copy the last columns of some rows: behind the last row there is nothing to be read."""
+    for k in range(count):
+        for c in range(WIDTH):
+            edge[k * WIDTH + c] = x[first + k, j + c] if c < width else 0
+
+
+@serial
+def _add_rows(
     dy: np.ndarray,
     x: np.ndarray,
+    first: int,
     i0: int,
     i1: int,
     j0: int,
     j1: int,
-    dbias: np.ndarray,
-    scratch: np.ndarray,
+    sums: np.ndarray,
+    edge: np.ndarray,
 ) -> None:
-    """Write a block of dy^T x, (i1 - i0) rows of BLOCK numbers, to the beginning of the scratch.
-
-    With the first columns of x, add the column sums of dy to ``dbias``.
-    """
-    strips, panels = scratch[STRIPS_AT:PANELS_AT], scratch[PANELS_AT:]
-    for first in range(0, dy.shape[0], STEPS):
-        count = min(STEPS, dy.shape[0] - first)
-        for k in range(count):
-            row = dy[first + k, i0:i1]
-            _pack_into_strips(row, k, strips)
-            if j0 == 0:
-                add_to(row, dbias[i0:i1])
-            _pack_into_panels(x[first + k, j0:j1], k, panels)
-        for j in range(j0, j1, PANEL):
-            panel = panels.ctypes.data + (j - j0) // PANEL * SLAB * 4
-            for i in range(i0, i1, ROWS):
-                multiply(
-                    ROWS,
-                    PANEL,
-                    count,
-                    strips.ctypes.data + (i - i0) // ROWS * STRIP * 4,
-                    4,
-                    ROWS * 4,
-                    panel,
-                    PANEL * 4,
-                    scratch.ctypes.data + ((i - i0) * BLOCK + j - j0) * 4,
-                    BLOCK * 4,
-                    1 if first else 0,
-                )
+    """Add STEPS rows to a block of dy^T x, and ask for the rows that follow."""
+    count = min(STEPS, dy.shape[0] - first)
+    dy_row, x_row = dy.shape[1] * 4, x.shape[1] * 4
+    ahead, done = first + STEPS, 0
+    tiles = ((i1 - i0 + ROWS - 1) // ROWS) * ((j1 - j0 + WIDTH - 1) // WIDTH)
+    for j in range(j0, j1, WIDTH):
+        width = min(WIDTH, j1 - j)
+        place, step = x.ctypes.data + first * x_row + j * 4, x_row
+        if width % LANES:
+            _copy_edge(x, first, count, j, width, edge)
+            place, step = edge.ctypes.data, WIDTH * 4
+        for i in range(i0, i1, ROWS):
+            # A few lines with each tile: asked for all at once, they would be waited for.
+            before, done = STEPS * done // tiles, done + 1
+            wanted = STEPS * done // tiles - before
+            prefetch_rows(x, ahead + before, j0, wanted, j1 - j0)
+            prefetch_rows(dy, ahead + before, i0, wanted, i1 - i0)
+            _add_tile(
+                min(ROWS, i1 - i),
+                width,
+                count,
+                dy.ctypes.data + first * dy_row + i * 4,
+                dy_row,
+                place,
+                step,
+                sums.ctypes.data + ((i - i0) * BLOCK + j - j0) * 4,
+                1 if first else 0,
+            )
 
 
 @parallel
@@ -106,22 +115,25 @@ def add_weight_gradient(
 ) -> None:
     """Add dy^T x to a weight's gradient, and the column sums of dy to a bias's."""
     width, depth = dweight.shape
-    strips, columns = (width + ROWS - 1) // ROWS, (depth + PANEL - 1) // PANEL
     tall = width >= depth  # each thread takes some rows, and all columns, or the other way round
     for t in prange(parts):
-        start, end, left, right = 0, width, 0, depth
-        if tall:
-            start, end = strips * t // parts * ROWS, min(strips * (t + 1) // parts * ROWS, width)
-        else:
-            left = columns * t // parts * PANEL
-            right = min(columns * (t + 1) // parts * PANEL, depth)
-        for i0 in range(start, end, BLOCK):
-            i1 = min(i0 + BLOCK, end)
+        sums, edge = scratch[t, : BLOCK * BLOCK], scratch[t, BLOCK * BLOCK :]
+        mine, end = share(width, ROWS, t, parts)
+        start, last, left, right = (mine, end, 0, depth) if tall else (0, width, 0, depth)
+        if not tall:
+            left, right = share(depth, WIDTH, t, parts)
+        for i0 in range(start, last, BLOCK):
+            i1 = min(i0 + BLOCK, last)
             for j0 in range(left, right, BLOCK):
                 j1 = min(j0 + BLOCK, right)
-                _gradient_block(dy, x, i0, i1, j0, j1, dbias, scratch[t])
+                for first in range(0, dy.shape[0], STEPS):
+                    if j0 == left:
+                        columns = slice(max(i0, mine), max(min(i1, end), max(i0, mine)))
+                        for k in range(first, min(first + STEPS, dy.shape[0])):
+                            add_to(dy[k, columns], dbias[columns])
+                    _add_rows(dy, x, first, i0, i1, j0, j1, sums, edge)
                 for i in range(i0, i1):
-                    line = scratch[t, (i - i0) * BLOCK : (i - i0) * BLOCK + j1 - j0]
+                    line = sums[(i - i0) * BLOCK : (i - i0) * BLOCK + j1 - j0]
                     add_to(line, dweight[i, j0:j1])
 
 
@@ -194,9 +206,9 @@ def add_weight_gradient_pairs(
         work, row = scratch[t].view(np.uint32), depth * 4
         start, end, left, right = 0, width, 0, depth
         if tall:
-            start, end = width // SIDE * t // parts * SIDE, width // SIDE * (t + 1) // parts * SIDE
+            start, end = share(width, SIDE, t, parts)
         else:
-            left, right = depth // SIDE * t // parts * SIDE, depth // SIDE * (t + 1) // parts * SIDE
+            left, right = share(depth, SIDE, t, parts)
         for i0 in range(start, end, BLOCK):
             i1 = min(i0 + BLOCK, end)
             for j0 in range(left, right, BLOCK):

@@ -97,18 +97,6 @@ def pair_rows(context: Any, source: Any, source_row: Any, result: Any) -> Any:
 
 
 @intrinsic
-def copy_eight(context: Any, source: Any, result: Any) -> Any:
-    """Copy eight float32 from one address to another."""
-
-    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        eight = ir.VectorType(ir.FloatType(), 8)
-        store(builder, load(builder, arguments[0], eight), arguments[1])
-        return target.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
-
-
-@intrinsic
 def copy_line(context: Any, source: Any, result: Any) -> Any:
     """Copy 64 bytes from one address to another."""
 

@@ -168,3 +168,10 @@ def piece(total: int, part: int, parts: int) -> tuple[int, int]:
     """Return where one of several pieces of a long row begins and ends: whole cache lines."""
     last = total if part + 1 == parts else total * (part + 1) // parts // 16 * 16
     return total * part // parts // 16 * 16, last
+
+
+@serial
+def share(total: int, unit: int, part: int, parts: int) -> tuple[int, int]:
+    """Return where one of several parts of an axis begins and ends, in whole units."""
+    units = (total + unit - 1) // unit
+    return units * part // parts * unit, min(units * (part + 1) // parts * unit, total)

@@ -8,6 +8,7 @@ no loop that Numba vectorizes keeps its sums in registers.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
@@ -136,7 +137,8 @@ def _tile(rows: int, vectors: int, multiply_add: Any) -> Any:
     return intrinsic(tile)
 
 
-def compiled_tile(rows: int, vectors: int, multiply_add: Any = _fma) -> Any:
+@functools.cache
+def _compiled(rows: int, vectors: int, multiply_add: Any) -> Any:
     """Return the compiled tile, a function of its own: inlined, it would be compiled each time."""
     tile = _tile(rows, vectors, multiply_add)
 
@@ -157,45 +159,38 @@ def compiled_tile(rows: int, vectors: int, multiply_add: Any = _fma) -> Any:
     return numba.njit(inline="never", **OPTIONS)(call)
 
 
-_ROWS_1, _ROWS_2, _ROWS_3, _ROWS_4 = (compiled_tile(ROWS, min(v, VECTORS)) for v in (1, 2, 3, 4))
-_ROW_1, _ROW_2, _ROW_3, _ROW_4 = (compiled_tile(1, min(v, VECTORS)) for v in (1, 2, 3, 4))
+def tiles(rows: int, most: int = VECTORS, multiply_add: Any = _fma) -> Any:
+    """Return a function for tiles of some rows and as many vectors as it is told, 1 to ``most``.
+
+    Its other arguments are those of the intrinsic of :func:`_tile`.
+    """
+    one, two, three, four = (_compiled(rows, min(v, most), multiply_add) for v in (1, 2, 3, 4))
+
+    def call(
+        vectors: int,
+        a: int,
+        a_row: int,
+        a_step: int,
+        b: int,
+        b_step: int,
+        c: int,
+        c_row: int,
+        depth: int,
+        adds: int,
+    ) -> None:
+        if vectors == 4:
+            four(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+        elif vectors == 3:
+            three(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+        elif vectors == 2:
+            two(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+        else:
+            one(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
+
+    return numba.njit(**OPTIONS)(call)
 
 
-@serial
-def _rows_tile(
-    vectors: int,
-    a: int,
-    a_row: int,
-    a_step: int,
-    b: int,
-    b_step: int,
-    c: int,
-    c_row: int,
-    depth: int,
-    adds: int,
-) -> None:
-    if vectors == 4:
-        _ROWS_4(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
-    elif vectors == 3:
-        _ROWS_3(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
-    elif vectors == 2:
-        _ROWS_2(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
-    else:
-        _ROWS_1(a, a_row, a_step, b, b_step, c, c_row, depth, adds)
-
-
-@serial
-def _row_tile(
-    vectors: int, a: int, a_step: int, b: int, b_step: int, c: int, depth: int, adds: int
-) -> None:
-    if vectors == 4:
-        _ROW_4(a, 0, a_step, b, b_step, c, 0, depth, adds)
-    elif vectors == 3:
-        _ROW_3(a, 0, a_step, b, b_step, c, 0, depth, adds)
-    elif vectors == 2:
-        _ROW_2(a, 0, a_step, b, b_step, c, 0, depth, adds)
-    else:
-        _ROW_1(a, 0, a_step, b, b_step, c, 0, depth, adds)
+_ROWS, _ROW = tiles(ROWS), tiles(1)
 
 
 @serial
@@ -235,7 +230,7 @@ def multiply(
         vectors = (left + 1) // 2 if left == VECTORS + 1 else min(left, VECTORS)
         i = 0
         while i + ROWS <= rows:
-            _rows_tile(
+            _ROWS(
                 vectors,
                 a + i * a_row,
                 a_row,
@@ -250,7 +245,7 @@ def multiply(
             i += ROWS
         if i < rows and rows >= ROWS and adds == 0:  # writing some rows twice beats single rows
             i = rows - ROWS
-            _rows_tile(
+            _ROWS(
                 vectors,
                 a + i * a_row,
                 a_row,
@@ -264,13 +259,15 @@ def multiply(
             )
             i = rows
         while i < rows:
-            _row_tile(
+            _ROW(
                 vectors,
                 a + i * a_row,
+                a_row,
                 a_step,
                 b + 4 * j,
                 b_step,
                 c + i * c_row + 4 * j,
+                c_row,
                 depth,
                 adds,
             )
