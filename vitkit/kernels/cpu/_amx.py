@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from vitkit.kernels.cpu._ahead import Soon
 from vitkit.kernels.cpu._compile import OPTIONS, function, serial
 
 SIDE = 32  # rows and columns of a block of results, and how many products one step sums
@@ -179,11 +180,12 @@ def multiply_tiles(
 
 @serial
 def multiply_rows(
-    rows: int, depth: int, a: int, a_row: int, panel: int, c: int, c_row: int
+    rows: int, depth: int, a: int, a_row: int, panel: int, c: int, c_row: int, soon: Soon
 ) -> None:
     """Write A times one panel of SIDE columns to C; rows from SIDE on, any number.
 
-    The last rows are done twice rather than in a smaller tile.
+    The last rows are done twice rather than in a smaller tile. Nothing is asked for meanwhile: the
+    tiles wait for memory as it is.
     """
     for r in range(0, rows, SIDE):
         i = min(r, rows - SIDE)

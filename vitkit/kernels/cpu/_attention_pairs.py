@@ -11,13 +11,13 @@ import math
 import numpy as np
 from numba import prange
 
+from vitkit.kernels.cpu._ahead import ask_for_rows
 from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
 from vitkit.kernels.cpu._moves import (
     copy_line,
     pair_rows,
-    prefetch_rows,
     transpose_pairs,
     transpose_tile,
 )
@@ -132,7 +132,7 @@ def forward(
             first, column = z // heads * tokens, z % heads * width
             following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
             for part in range(3):
-                prefetch_rows(qkv, following, part * dim + beside, tokens, width)
+                ask_for_rows(qkv, following, part * dim + beside, tokens, width)
             copied(qkv, first, column, tokens, width, rows, queries)
             copied(qkv, first, dim + column, tokens, width, rows, loose)
             as_columns(loose, rows, deep, keys)
@@ -223,9 +223,9 @@ def backward(
             first, column = z // heads * tokens, z % heads * width
             following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
             for part in range(3):
-                prefetch_rows(qkv, following, part * dim + beside, tokens, width)
-            prefetch_rows(dy, following, beside, tokens, width)
-            prefetch_rows(y, following, beside, tokens, width)
+                ask_for_rows(qkv, following, part * dim + beside, tokens, width)
+            ask_for_rows(dy, following, beside, tokens, width)
+            ask_for_rows(y, following, beside, tokens, width)
             copied(qkv, first, column, tokens, width, summed, queries)
             copied(dy, first, column, tokens, width, summed, dresult)
             copied(qkv, first, 2 * dim + column, tokens, width, rows, loose)

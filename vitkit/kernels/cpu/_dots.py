@@ -13,6 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from vitkit.kernels.cpu._ahead import Soon, ask_for_tile
 from vitkit.kernels.cpu._amx import SIDE
 from vitkit.kernels.cpu._compile import function, intrinsic, serial
 from vitkit.kernels.cpu._processor import LANES
@@ -81,11 +82,12 @@ def multiply_tiles(
 
 @serial
 def multiply_rows(
-    rows: int, depth: int, a: int, a_row: int, panel: int, c: int, c_row: int
+    rows: int, depth: int, a: int, a_row: int, panel: int, c: int, c_row: int, soon: Soon
 ) -> None:
-    """Do as :func:`vitkit.kernels.cpu._amx.multiply_rows`."""
+    """Do as :func:`vitkit.kernels.cpu._amx.multiply_rows`, asking for what is needed next."""
     for r in range(0, rows, ROWS):
         i = min(r, rows - ROWS)
+        ask_for_tile(soon, i, 0, ROWS, SIDE)
         _TILE(2, a + i * a_row, a_row, 4, panel, 4 * SIDE, c + i * c_row, c_row, depth // 2, 0)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from vitkit.kernels.cpu._ahead import ask_for_rows
 from vitkit.kernels.cpu._compile import parallel, serial
-from vitkit.kernels.cpu._moves import pair_rows, prefetch_rows, transpose_pairs
+from vitkit.kernels.cpu._moves import pair_rows, transpose_pairs
 from vitkit.kernels.cpu._pairs import SIDE, add_columns, configure_tiles
 from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._rows import add_to, share
@@ -89,8 +90,8 @@ def _add_rows(
             # A few lines with each tile: asked for all at once, they would be waited for.
             before, done = STEPS * done // tiles, done + 1
             wanted = STEPS * done // tiles - before
-            prefetch_rows(x, ahead + before, j0, wanted, j1 - j0)
-            prefetch_rows(dy, ahead + before, i0, wanted, i1 - i0)
+            ask_for_rows(x, ahead + before, j0, wanted, j1 - j0)
+            ask_for_rows(dy, ahead + before, i0, wanted, i1 - i0)
             _add_tile(
                 min(ROWS, i1 - i),
                 width,

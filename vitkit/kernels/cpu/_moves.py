@@ -1,4 +1,4 @@
-"""How tiles and lines of arrays are moved: transposed, paired, copied, asked for ahead of time.
+"""How tiles and lines of arrays are moved: transposed, paired, copied.
 
 All take addresses, and steps in bytes. Words are pairs of bfloat16; they are moved as float32, of
 whose values nothing is asked.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
-from vitkit.kernels.cpu._compile import function, intrinsic, serial
+from vitkit.kernels.cpu._compile import intrinsic
 from vitkit.kernels.cpu._numbers import round_vector
 from vitkit.kernels.cpu._pairs import SIDE
 from vitkit.kernels.cpu._processor import LANES
@@ -119,26 +118,3 @@ def pair_up_line(context: Any, source: Any, result: Any) -> Any:
         return target.get_dummy_value()
 
     return types.void(types.intp, types.intp), generate
-
-
-@intrinsic
-def _prefetch(context: Any, address: Any) -> Any:
-    """Ask for a line of memory to be brought to the second-level cache."""
-
-    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, word = ir.PointerType(ir.IntType(8)), ir.IntType(32)
-        ask = function(builder.module, "llvm.prefetch.p0", ir.VoidType(), pointer, word, word, word)
-        settings = [ir.Constant(word, value) for value in (0, 2, 1)]  # to read, level, of data
-        builder.call(ask, [builder.inttoptr(arguments[0], pointer), *settings])
-        return target.get_dummy_value()
-
-    return types.void(types.intp), generate
-
-
-@serial
-def prefetch_rows(x: np.ndarray, first: int, column: int, count: int, width: int) -> None:
-    """Ask for some columns of some rows; for none behind the last."""
-    for i in range(first, min(first + count, x.shape[0])):
-        place = x.ctypes.data + (i * x.shape[1] + column) * x.itemsize
-        for offset in range(0, width * x.itemsize, 64):
-            _prefetch(place + offset)

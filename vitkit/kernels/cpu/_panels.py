@@ -14,6 +14,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
+from vitkit.kernels.cpu._ahead import NOTHING, Soon, moved
 from vitkit.kernels.cpu._arrays import plain
 from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
 from vitkit.kernels.cpu._memory import empty, scratch
@@ -168,6 +169,7 @@ def _multiply_float32(
     panels: np.ndarray,
     c: int,
     c_row: int,
+    soon: Soon,
 ) -> None:
     for k in range(0, depth, DEPTH):
         for j in range(first, last, PANEL):
@@ -184,6 +186,7 @@ def _multiply_float32(
                 c + 4 * (j - first),
                 c_row,
                 1 if k else 0,
+                moved(soon, j - first) if k == 0 else NOTHING,
             )
 
 
@@ -198,10 +201,13 @@ def _multiply_bfloat16(
     panels: np.ndarray,
     c: int,
     c_row: int,
+    soon: Soon,
 ) -> None:
     for j in range(first, last, SIDE):
         panel = panels.ctypes.data + j * depth * 2
-        multiply_rows(rows, depth, a, a_row, panel, c + 4 * (j - first), c_row)
+        multiply_rows(
+            rows, depth, a, a_row, panel, c + 4 * (j - first), c_row, moved(soon, j - first)
+        )
 
 
 def multiply_panels(
@@ -214,10 +220,11 @@ def multiply_panels(
     panels: Any,
     c: int,
     c_row: int,
+    soon: Soon,
 ) -> None:
     """Write the columns ``first`` to ``last`` of A times packed panels to C; ``first`` begins one.
 
-    Addresses and steps are in bytes. Only inside compiled kernels.
+    Addresses and steps are in bytes. Only inside compiled kernels. ``soon`` is asked for meanwhile.
     """
 
 
@@ -232,6 +239,7 @@ def _multiply_panels(
     panels: Any,
     c: Any,
     c_row: Any,
+    soon: Any,
 ) -> Any:
     kernel = _multiply_bfloat16 if panels.dtype == types.uint16 else _multiply_float32
 
@@ -245,8 +253,9 @@ def _multiply_panels(
         panels: Any,
         c: Any,
         c_row: Any,
+        soon: Any,
     ) -> Any:
-        kernel(rows, first, last, depth, a, a_row, panels, c, c_row)
+        kernel(rows, first, last, depth, a, a_row, panels, c, c_row, soon)
 
     return chosen
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from vitkit.kernels.cpu._ahead import Soon, beside, into
 from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._numbers import kind_of
 from vitkit.kernels.cpu._panels import GROUP, multiply_panels, prepare
@@ -49,9 +50,19 @@ def block_at(memory: np.ndarray, width: int) -> np.ndarray:
 
 @serial
 def multiply_block(
-    x: np.ndarray, r: int, count: int, panels: np.ndarray, n: int, end: int, block: np.ndarray
+    x: np.ndarray,
+    r: int,
+    count: int,
+    panels: np.ndarray,
+    n: int,
+    end: int,
+    block: np.ndarray,
+    soon: Soon,
 ) -> None:
-    """Write columns ``n`` to ``end`` of ``count`` rows of x times packed panels to a block."""
+    """Write columns ``n`` to ``end`` of ``count`` rows of x times packed panels to a block.
+
+    Meanwhile ``soon`` is asked for: where the block's rows will go, and what will be added to them.
+    """
     row = x.shape[1] * x.itemsize
     multiply_panels(
         count,
@@ -63,6 +74,7 @@ def multiply_block(
         panels,
         block.ctypes.data,
         block.shape[1] * 4,
+        soon,
     )
 
 
@@ -85,7 +97,7 @@ def affine(
             taken = rows_now(r, last)
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_block(x, r, taken, panels, n, end, block)
+                multiply_block(x, r, taken, panels, n, end, block, into(y, r, n))
                 for i in range(taken):
                     add_bias(block[i, : end - n], bias[n:end], y[r + i, n:end])
             r += taken
@@ -116,7 +128,7 @@ def affine_add(
             taken = rows_now(r, last)
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_block(x, r, taken, panels, n, end, block)
+                multiply_block(x, r, taken, panels, n, end, block, beside(skip, y, r, n))
                 for i in range(taken):
                     add_branch(
                         block[i, : end - n],
@@ -160,7 +172,7 @@ def norm_affine(
                 )
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_block(normal, 0, taken, panels, n, end, block)
+                multiply_block(normal, 0, taken, panels, n, end, block, into(y, r, n))
                 for i in range(taken):
                     add_bias(block[i, : end - n], bias[n:end], y[r + i, n:end])
             r += taken
@@ -185,7 +197,7 @@ def scaled_product(
             taken = rows_now(r, last)
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_block(dy, r, taken, panels, n, end, block)
+                multiply_block(dy, r, taken, panels, n, end, block, beside(slope, dx, r, n))
                 for i in range(taken):
                     scale_by(block[i, : end - n], slope[r + i, n:end], dx[r + i, n:end])
             r += taken
@@ -223,7 +235,7 @@ def norm_backward_product(
         r, last = count * t // parts, count * (t + 1) // parts
         while r < last:
             taken = rows_now(r, last)
-            multiply_block(dy, r, taken, panels, 0, width, block)
+            multiply_block(dy, r, taken, panels, 0, width, block, beside(x, skip, r, 0))
             for i in range(r, r + taken):
                 normalize_backward(
                     block[i - r, :width],

@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from vitkit.kernels.cpu._ahead import NOTHING, Soon, ask_for_tile
 from vitkit.kernels.cpu._compile import OPTIONS, function, serial, widest_vectors
 from vitkit.kernels.cpu._processor import LANES
 
@@ -206,6 +207,7 @@ def multiply(
     c: int,
     c_row: int,
     adds: int,
+    soon: Soon = NOTHING,
 ) -> None:
     """Write, or add, A B to C: (rows, depth) times (depth, width).
 
@@ -222,6 +224,8 @@ def multiply(
         Where B and C are, whose columns lie side by side, and how far it is to the next row.
     adds : int
         1 to add to what C holds.
+    soon : Soon, optional
+        What to ask for meanwhile.
     """
     j = 0
     while j < width:
@@ -230,6 +234,7 @@ def multiply(
         vectors = (left + 1) // 2 if left == VECTORS + 1 else min(left, VECTORS)
         i = 0
         while i + ROWS <= rows:
+            ask_for_tile(soon, i, j, ROWS, vectors * LANES)
             _ROWS(
                 vectors,
                 a + i * a_row,

@@ -14,11 +14,12 @@ import numpy as np
 from numba import prange
 
 from vitkit.backend import Array, ArrayModule
+from vitkit.kernels.cpu._ahead import ask_for_rows
 from vitkit.kernels.cpu._arrays import plain, served
 from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
-from vitkit.kernels.cpu._moves import prefetch_rows, transpose_tile
+from vitkit.kernels.cpu._moves import transpose_tile
 from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._scores import (
     dot,
@@ -110,7 +111,7 @@ def forward(
             first, column = z // heads * tokens, z % heads * width
             following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
             for part in range(3):
-                prefetch_rows(qkv, following, part * dim + beside, tokens, width)
+                ask_for_rows(qkv, following, part * dim + beside, tokens, width)
             transposed(qkv, first, dim + column, tokens, width, keys)
             copied(qkv, first, 2 * dim + column, tokens, width, ONE, values)
             for i0 in range(0, tokens, QUERIES):
@@ -188,9 +189,9 @@ def backward(
             first, column = z // heads * tokens, z % heads * width
             following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
             for part in range(3):
-                prefetch_rows(qkv, following, part * dim + beside, tokens, width)
-            prefetch_rows(dy, following, beside, tokens, width)
-            prefetch_rows(y, following, beside, tokens, width)
+                ask_for_rows(qkv, following, part * dim + beside, tokens, width)
+            ask_for_rows(dy, following, beside, tokens, width)
+            ask_for_rows(y, following, beside, tokens, width)
             transposed(qkv, first, dim + column, tokens, width, keys_t)
             transposed(qkv, first, 2 * dim + column, tokens, width, values_t)
             copied(qkv, first, dim + column, tokens, width, ONE, keys)

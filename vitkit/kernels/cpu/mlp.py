@@ -8,6 +8,7 @@ import numpy as np
 from numba import prange
 
 from vitkit.backend import Array, ArrayModule
+from vitkit.kernels.cpu._ahead import NOTHING, beside
 from vitkit.kernels.cpu._arrays import column, plain, rows
 from vitkit.kernels.cpu._branch import (
     add_gradients,
@@ -86,7 +87,8 @@ def forward(
                 )
             for n in range(0, middle, GROUP):
                 end = min(n + GROUP, middle)
-                multiply_block(normal, 0, taken, panels1, n, end, block)
+                soon = beside(hidden, slope, r, n) if keeps else NOTHING
+                multiply_block(normal, 0, taken, panels1, n, end, block, soon)
                 for i in range(taken):
                     line = block[i, : end - n]
                     if keeps:
@@ -97,7 +99,7 @@ def forward(
                         activate_only(kind, line, bias1[n:end], hidden[h + i, n:end])
             for n in range(0, width, GROUP):
                 end = min(n + GROUP, width)
-                multiply_block(hidden, h, taken, panels2, n, end, block)
+                multiply_block(hidden, h, taken, panels2, n, end, block, beside(x, y, r, n))
                 for i in range(taken):
                     add_branch(
                         block[i, : end - n],
