@@ -25,11 +25,12 @@ from vitkit.kernels.cpu._pairs import SIDE, configure_tiles, multiply_tiles
 from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._scores import (
     dot,
+    exponentials,
     fill_mask,
+    largest_of,
     padded,
     put_rows,
-    rounded_exponentials,
-    rounded_score_gradients,
+    score_gradients,
 )
 from vitkit.kernels.cpu._threads import threads
 
@@ -154,11 +155,13 @@ def forward(
                     0,
                 )
                 for i in range(taken):
-                    top, total = rounded_exponentials(
-                        scores[i * rows : (i + 1) * rows],
-                        mask,
+                    top, total = exponentials(
+                        scores.ctypes.data + i * rows * 4,
+                        mask.ctypes.data,
+                        rows,
                         scale,
-                        p[i * summed : i * summed + rows],
+                        p.ctypes.data + i * summed * 2,
+                        p,
                     )
                     largest[z, i0 + i] = top
                     log_total[z, i0 + i] = math.log(total)
@@ -195,6 +198,7 @@ def backward(
     dim = y.shape[1]
     width = dim // heads
     scale = F(1 / math.sqrt(width))
+    mixed = y.reshape(-1)
     count, deep, rows, summed = log_total.shape[0], tiled(width), padded(tokens), tiled(tokens)
     most, most_summed = min(QUERIES, rows), min(QUERIES, summed)
     for t in prange(parts):
@@ -261,18 +265,22 @@ def backward(
                     0,
                 )
                 for i in range(taken):
-                    mixed = y[first + i0 + i, column : column + width]
-                    delta = dot(dresult[at + i * deep : at + i * deep + width], mixed)
-                    line = slice(i * summed, i * summed + rows)
-                    rounded_score_gradients(
-                        scores[i * rows : (i + 1) * rows],
-                        mask,
-                        dp[i * rows : (i + 1) * rows],
-                        scale,
+                    delta = dot(
+                        dresult, at + i * deep, mixed, (first + i0 + i) * dim + column, width
+                    )
+                    row = scores.ctypes.data + i * rows * 4
+                    score_gradients(
+                        row,
+                        mask.ctypes.data,
+                        dp.ctypes.data + i * rows * 4,
+                        rows,
+                        (scale, scale),
+                        largest_of(row, mask.ctypes.data, rows),
                         log_total[z, i0 + i],
                         delta,
-                        p[line],
-                        ds[line],
+                        p.ctypes.data + i * summed * 2,
+                        ds.ctypes.data + i * summed * 2,
+                        p,
                     )
                 p[taken * summed : sums * summed] = 0
                 ds[taken * summed : sums * summed] = 0

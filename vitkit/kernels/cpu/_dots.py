@@ -17,27 +17,15 @@ from vitkit.kernels.cpu._ahead import Soon, ask_for_tile
 from vitkit.kernels.cpu._amx import SIDE
 from vitkit.kernels.cpu._compile import function, intrinsic, serial
 from vitkit.kernels.cpu._processor import LANES
-from vitkit.kernels.cpu._tile import VECTOR, tiles
+from vitkit.kernels.cpu._tile import tiles
+from vitkit.kernels.cpu._vectors import VECTOR, Bfloat
 
 ROWS, REST = 12, 4  # rows of a tile, of two vectors, and of those for what is left of 16 or 32
 
 
-class _Bfloat(ir.Type):  # type: ignore[misc]
-    """LLVM's type, which llvmlite does not name."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Bfloat)
-
-    def __hash__(self) -> int:
-        return hash(_Bfloat)
-
-
 def _add_dots(builder: Any, pair: Any, row: Any, total: Any) -> Any:
     """Add the products of one pair with a row of pairs to a vector of sums."""
-    pairs = ir.VectorType(_Bfloat(), 2 * LANES)
+    pairs = ir.VectorType(Bfloat(), 2 * LANES)
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
     call = function(builder.module, name, VECTOR, VECTOR, pairs, pairs)
     return builder.call(call, [total, builder.bitcast(pair, pairs), builder.bitcast(row, pairs)])

@@ -12,10 +12,9 @@ from llvmlite import ir
 from numba import types
 
 from vitkit.kernels.cpu._compile import intrinsic
-from vitkit.kernels.cpu._numbers import round_vector
 from vitkit.kernels.cpu._pairs import SIDE
 from vitkit.kernels.cpu._processor import LANES
-from vitkit.kernels.cpu._tile import VECTOR, load, store
+from vitkit.kernels.cpu._vectors import VECTOR, Bfloat, load, spread, store
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
@@ -34,22 +33,41 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
+def _transpose(builder: Any, arguments: Any, change: Any) -> None:
+    """Transpose LANES x LANES words, each row of which is changed on the way."""
+    place, step, result, result_step = arguments
+    rows = []
+    for _ in range(LANES):
+        rows.append(change(load(builder, place, VECTOR)))
+        place = builder.add(place, step)
+    for row in _transposed(builder, rows):
+        store(builder, row, result)
+        result = builder.add(result, result_step)
+
+
 @intrinsic
 def transpose_tile(context: Any, source: Any, source_row: Any, result: Any, result_row: Any) -> Any:
     """Transpose LANES x LANES float32; addresses and steps in bytes."""
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place, step, result, result_step = arguments
-        rows = []
-        for _ in range(LANES):
-            rows.append(load(builder, place, VECTOR))
-            place = builder.add(place, step)
-        for row in _transposed(builder, rows):
-            store(builder, row, result)
-            result = builder.add(result, result_step)
+        _transpose(builder, arguments, lambda row: row)
         return target.get_dummy_value()
 
     return types.void(*[types.intp] * 4), generate
+
+
+@intrinsic
+def transpose_scaled(
+    context: Any, source: Any, source_row: Any, result: Any, result_row: Any, factor: Any
+) -> Any:
+    """Transpose LANES x LANES float32 times a factor; addresses and steps in bytes."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        factor = spread(builder, arguments[-1])
+        _transpose(builder, arguments[:-1], lambda row: builder.fmul(row, factor))
+        return target.get_dummy_value()
+
+    return types.void(*[types.intp] * 4, types.float32), generate
 
 
 @intrinsic
@@ -113,7 +131,7 @@ def pair_up_line(context: Any, source: Any, result: Any) -> Any:
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x = load(builder, arguments[0], ir.VectorType(ir.FloatType(), 2 * LANES))
-        halves = round_vector(builder, x, 2 * LANES)
+        halves = builder.fptrunc(x, ir.VectorType(Bfloat(), 2 * LANES))
         store(builder, builder.bitcast(halves, ir.VectorType(ir.IntType(32), LANES)), arguments[1])
         return target.get_dummy_value()
 

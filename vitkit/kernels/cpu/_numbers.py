@@ -15,43 +15,23 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from vitkit.kernels.cpu._compile import serial, widest_vectors
+from vitkit.kernels.cpu._vectors import Bfloat
 
 WORD, HALF = ir.IntType(32), ir.IntType(16)
 
 
 @intrinsic
 def to_bits(context: Any, x: Any) -> Any:
-    """Round a float32 to the nearest bfloat16, ties to even; NaN stays NaN."""
+    """Round a float32 to the nearest bfloat16, ties to even; NaN stays NaN.
+
+    A processor that multiplies bfloat16 has an instruction for it. As for its products, what is
+    smaller than the smallest normal number is zero.
+    """
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def word(value: int) -> Any:
-            return ir.Constant(WORD, value)
-
-        bits = builder.bitcast(arguments[0], WORD)
-        high = builder.lshr(bits, word(16))
-        carried = builder.add(bits, builder.add(word(0x7FFF), builder.and_(high, word(1))))
-        rounded = builder.lshr(carried, word(16))
-        is_nan = builder.fcmp_unordered("uno", arguments[0], arguments[0])
-        chosen = builder.select(is_nan, builder.or_(high, word(0x40)), rounded)
-        return builder.trunc(chosen, HALF)
+        return builder.bitcast(builder.fptrunc(arguments[0], Bfloat()), HALF)
 
     return types.uint16(types.float32), generate
-
-
-def round_vector(builder: Any, x: Any, count: int) -> Any:
-    """Return a vector of float32 as bfloat16 bits, rounded as :func:`to_bits` does."""
-    words = ir.VectorType(WORD, count)
-
-    def same(value: int) -> Any:
-        return ir.Constant(words, [value] * count)
-
-    bits = builder.bitcast(x, words)
-    high = builder.lshr(bits, same(16))
-    carried = builder.add(bits, builder.add(same(0x7FFF), builder.and_(high, same(1))))
-    rounded = builder.lshr(carried, same(16))
-    is_nan = builder.fcmp_unordered("uno", x, x)
-    chosen = builder.select(is_nan, builder.or_(high, same(0x40)), rounded)
-    return builder.trunc(chosen, ir.VectorType(HALF, count))
 
 
 @intrinsic

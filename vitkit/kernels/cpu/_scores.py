@@ -1,7 +1,8 @@
 """Rows of attention scores, and how results of one head go to where they belong.
 
 Rows are as long as whole vectors; ``mask`` has 0 for every token and minus infinity behind them, so
-that no loop ends with single numbers.
+that no loop ends with single numbers. Everything is given by its address: for rows so short it
+would take longer to make views of them. ``like`` is an array of the dtype that is written.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import overload
 
-from vitkit.kernels.cpu._compile import function, intrinsic, serial, widest_vectors
-from vitkit.kernels.cpu._math import ZERO, F, exp
-from vitkit.kernels.cpu._numbers import narrow, round_vector, wide
+from vitkit.kernels.cpu import _math, _vectors
+from vitkit.kernels.cpu._compile import intrinsic, serial
+from vitkit.kernels.cpu._math import ZERO, F
+from vitkit.kernels.cpu._numbers import narrow, wide
 from vitkit.kernels.cpu._processor import LANES
-from vitkit.kernels.cpu._tile import VECTOR, load, spread, store
+from vitkit.kernels.cpu._vectors import VECTOR, fma, get, load, over_vectors, put, spread, store
 
 
 @serial
@@ -34,55 +35,12 @@ def fill_mask(mask: np.ndarray, tokens: int) -> None:
         mask[j] = ZERO if j < tokens else F(-np.inf)
 
 
-def _over_vectors(builder: Any, count: Any, first: list[Any], step: Any) -> list[Any]:
-    """Build a loop over whole vectors; ``step(offset in bytes, values)`` returns new values."""
-    before, loop = builder.block, builder.append_basic_block("vectors")
-    done = builder.append_basic_block("done")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    place = builder.phi(count.type)
-    values = [builder.phi(value.type) for value in first]
-    following = step(builder.mul(place, ir.Constant(count.type, 4)), values)
-    moved = builder.add(place, ir.Constant(count.type, LANES))
-    place.add_incoming(ir.Constant(count.type, 0), before)
-    place.add_incoming(moved, loop)
-    for value, start, new in zip(values, first, following, strict=True):
-        value.add_incoming(start, before)
-        value.add_incoming(new, loop)
-    builder.cbranch(builder.icmp_signed("<", moved, count), loop, done)
-    builder.position_at_end(done)
-    return list(following)
-
-
-def _whole_vector(value: float) -> Any:
-    return ir.Constant(VECTOR, [value] * LANES)
+def _is_half(array: Any) -> bool:
+    return bool(array.dtype == types.uint16)
 
 
 @intrinsic
-def total_of(context: Any, row: Any, count: Any) -> Any:
-    """Return the sum of ``count`` float32 at an address, a multiple of LANES."""
-
-    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, count = arguments
-        (sums,) = _over_vectors(
-            builder,
-            count,
-            [_whole_vector(0.0)],
-            lambda offset, held: [
-                builder.fadd(held[0], load(builder, builder.add(address, offset), VECTOR))
-            ],
-        )
-        number = ir.FloatType()
-        add = function(
-            builder.module, f"llvm.vector.reduce.fadd.v{LANES}f32", number, number, VECTOR
-        )
-        return builder.call(add, [ir.Constant(number, -0.0), sums], fastmath=["reassoc"])
-
-    return types.float32(types.intp, types.intp), generate
-
-
-@intrinsic
-def _largest_of(context: Any, row: Any, mask: Any, count: Any) -> Any:
+def largest_of(context: Any, row: Any, mask: Any, count: Any) -> Any:
     """Put a mask on a row; return the largest number, or NaN where there is one."""
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -92,151 +50,173 @@ def _largest_of(context: Any, row: Any, mask: Any, count: Any) -> Any:
             largest, unordered = held
             place = builder.add(row, offset)
             shown = load(builder, builder.add(mask, offset), VECTOR)
-            is_score = builder.fcmp_ordered("==", shown, _whole_vector(0.0))
+            is_score = builder.fcmp_ordered("==", shown, _vectors.whole(0.0))
             x = builder.select(is_score, load(builder, place, VECTOR), shown)
             store(builder, x, place)
             larger = builder.select(builder.fcmp_ordered(">", x, largest), x, largest)
-            return [larger, builder.or_(unordered, builder.fcmp_unordered("uno", x, x))]
+            return [larger, builder.or_(unordered, _vectors.is_nan(builder, x))]
 
-        bits = ir.VectorType(ir.IntType(1), LANES)
-        largest, unordered = _over_vectors(
-            builder, count, [_whole_vector(-math.inf), ir.Constant(bits, [0] * LANES)], step
-        )
-        number = ir.FloatType()
-        highest = function(builder.module, f"llvm.vector.reduce.fmax.v{LANES}f32", number, VECTOR)
-        any_of = function(builder.module, f"llvm.vector.reduce.or.v{LANES}i1", ir.IntType(1), bits)
-        return builder.select(
-            builder.call(any_of, [unordered]),
-            ir.Constant(number, math.nan),
-            builder.call(highest, [largest]),
-        )
+        none = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [0] * LANES)
+        found = over_vectors(builder, count, [_vectors.whole(-math.inf), none], step)
+        return _vectors.largest(builder, *found)
 
     return types.float32(types.intp, types.intp, types.intp), generate
 
 
+@intrinsic
+def _exponentials(
+    context: Any, row: Any, out: Any, count: Any, largest: Any, scale: Any, like: Any
+) -> Any:
+    """Write e^((x - largest) scale) of the numbers of a row; return their sum."""
+    half = _is_half(like)
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, out, count = arguments[:3]
+        largest, scale = (spread(builder, number) for number in arguments[3:5])
+
+        def step(offset: Any, held: list[Any]) -> list[Any]:
+            x = get(builder, row, offset, half=False)
+            e = _vectors.exp(builder, builder.fmul(builder.fsub(x, largest), scale))
+            put(builder, e, out, offset, half)
+            return [builder.fadd(held[0], e)]
+
+        (sums,) = over_vectors(builder, count, [_vectors.whole(0.0)], step)
+        return _vectors.total(builder, sums)
+
+    number = types.float32
+    return number(types.intp, types.intp, types.intp, number, number, like), generate
+
+
 @serial
-def largest_of(scores: np.ndarray, mask: np.ndarray) -> float:
-    """Take what is no score away; return the largest one, or NaN where there is one."""
-    return _largest_of(scores.ctypes.data, mask.ctypes.data, mask.size)
-
-
-# The sums below are taken by themselves: a loop that also sums is cut into pieces of four vectors,
-# and what is left over of so short a row would be done number by number.
-
-
-@serial
-def exponentials(scores: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Turn scores into exponentials, relative to the largest; return that one and their sum."""
-    widest_vectors()
-    largest = largest_of(scores, mask)
-    for j in range(mask.size):
-        scores[j] = exp(scores[j] - largest)
-    return largest, total_of(scores.ctypes.data, mask.size)
-
-
-@serial
-def rounded_exponentials(
-    scores: np.ndarray, mask: np.ndarray, scale: float, out: np.ndarray
+def exponentials(
+    row: int, mask: int, count: int, scale: float, out: int, like: np.ndarray
 ) -> tuple[float, float]:
-    """Write exponentials of scaled scores as bfloat16; return the largest one and their sum."""
-    widest_vectors()
-    largest = largest_of(scores, mask)
-    for j in range(mask.size):
-        e = exp((scores[j] - largest) * scale)
-        scores[j] = e
-        out[j] = narrow(e, out)
-    return largest * scale, total_of(scores.ctypes.data, mask.size)
+    """Write exponentials of scaled scores, relative to the largest; return it and their sum."""
+    largest = largest_of(row, mask, count)
+    return largest * scale, _exponentials(row, out, count, largest, scale, like)
+
+
+@intrinsic
+def multiply_by(context: Any, row: Any, count: Any, factor: Any) -> Any:
+    """Multiply ``count`` numbers, whole vectors, by a factor where they lie."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, count, factor = arguments
+        factor = spread(builder, factor)
+
+        def step(offset: Any, held: list[Any]) -> list[Any]:
+            x = get(builder, row, offset, half=False)
+            put(builder, builder.fmul(x, factor), row, offset, half=False)
+            return []
+
+        over_vectors(builder, count, [], step)
+        return target.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.float32), generate
+
+
+@intrinsic
+def _score_gradients(
+    context: Any, row: Any, mask: Any, dp: Any, count: Any, p: Any, ds: Any, numbers: Any, like: Any
+) -> Any:
+    """Write p = e^((x - largest) scale) share and ds = p (dp - delta) slope."""
+    half = _is_half(like)
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, mask, dp, count, p, ds, numbers, _ = arguments
+        largest, scale, share, delta, slope = (
+            spread(builder, builder.extract_value(numbers, index)) for index in range(5)
+        )
+
+        def step(offset: Any, held: list[Any]) -> list[Any]:
+            x = builder.fadd(
+                get(builder, row, offset, half=False), get(builder, mask, offset, half=False)
+            )
+            e = _vectors.exp(builder, builder.fmul(builder.fsub(x, largest), scale))
+            chance = builder.fmul(e, share)
+            along = builder.fsub(get(builder, dp, offset, half=False), delta)
+            put(builder, chance, p, offset, half)
+            put(builder, builder.fmul(builder.fmul(chance, along), slope), ds, offset, half)
+            return []
+
+        over_vectors(builder, count, [], step)
+        return target.get_dummy_value()
+
+    place = types.intp
+    return types.void(place, place, place, place, place, place, numbers, like), generate
 
 
 @serial
 def score_gradients(
-    scores: np.ndarray,
-    mask: np.ndarray,
-    dp: np.ndarray,
+    row: int,
+    mask: int,
+    dp: int,
+    count: int,
+    scales: tuple[float, float],
     largest: float,
     log_total: float,
     delta: float,
+    p: int,
+    ds: int,
+    like: np.ndarray,
 ) -> None:
-    """Turn scores into probabilities, and their gradients into those of the scores."""
-    widest_vectors()
-    share = exp(-log_total)  # subtracted before exp it would be lost beside huge scores
-    for j in range(mask.size):
-        p = exp(scores[j] + mask[j] - largest) * share
-        scores[j] = p
-        dp[j] = p * (dp[j] - delta)
+    """Write the probabilities of a row of scores, and the gradients of the scores.
+
+    ``scales`` are what scores are still to be multiplied by, and what their gradients are; the
+    largest score is as the row's are.
+    """
+    share = _math.exp(-log_total)  # subtracted before exp it would be lost beside huge scores
+    numbers = (largest, scales[0], share, delta, scales[1])
+    _score_gradients(row, mask, dp, count, p, ds, numbers, like)
+
+
+@intrinsic
+def _dot(context: Any, x: Any, y: Any, count: Any, like: Any) -> Any:
+    """Return the sum of products of two rows of whole vectors."""
+    half = _is_half(like)
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, y, count, _ = arguments
+
+        def step(offset: Any, held: list[Any]) -> list[Any]:
+            pair = (get(builder, row, offset, half) for row in (x, y))
+            return [fma(builder, *pair, held[0])]
+
+        (sums,) = over_vectors(builder, count, [_vectors.whole(0.0)], step)
+        return _vectors.total(builder, sums)
+
+    return types.float32(types.intp, types.intp, types.intp, like), generate
 
 
 @serial
-def rounded_score_gradients(
-    scores: np.ndarray,
-    mask: np.ndarray,
-    dp: np.ndarray,
-    scale: float,
-    log_total: float,
-    delta: float,
-    p_out: np.ndarray,
-    ds_out: np.ndarray,
-) -> None:
-    """Write probabilities, and the gradients of the scores, as bfloat16."""
-    widest_vectors()
-    largest = largest_of(scores, mask)
-    share = exp(-log_total)
-    for j in range(mask.size):
-        p = exp((scores[j] - largest) * scale) * share
-        p_out[j] = narrow(p, p_out)
-        ds_out[j] = narrow(p * (dp[j] - delta) * scale, ds_out)
-
-
-@serial
-def dot(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the sum of products of two rows."""
-    widest_vectors()
-    total = ZERO
-    for k in range(x.size):
-        total += wide(x[k]) * wide(y[k])
+def dot(x: np.ndarray, i: int, y: np.ndarray, j: int, count: int) -> float:
+    """Return the sum of products of ``count`` numbers of two flat arrays, from i and j on."""
+    whole, total = count // LANES * LANES, ZERO
+    if whole:
+        total = _dot(x.ctypes.data + i * x.itemsize, y.ctypes.data + j * y.itemsize, whole, x)
+    for k in range(whole, count):
+        total += wide(x[i + k]) * wide(y[j + k])
     return total
 
 
 @intrinsic
-def _put_float32(context: Any, source: Any, factor: Any, result: Any) -> Any:
-    """Write LANES float32 times a factor."""
+def _put_row(context: Any, source: Any, count: Any, factor: Any, result: Any, like: Any) -> Any:
+    """Write float32, whole vectors, times a factor."""
+    half = _is_half(like)
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, factor, result = arguments
-        scaled = builder.fmul(load(builder, source, VECTOR), spread(builder, factor))
-        store(builder, scaled, result)
+        source, count, factor, result, _ = arguments
+        factor = spread(builder, factor)
+
+        def step(offset: Any, held: list[Any]) -> list[Any]:
+            x = get(builder, source, offset, half=False)
+            put(builder, builder.fmul(x, factor), result, offset, half)
+            return []
+
+        over_vectors(builder, count, [], step)
         return target.get_dummy_value()
 
-    return types.void(types.intp, types.float32, types.intp), generate
-
-
-@intrinsic
-def _put_bfloat16(context: Any, source: Any, factor: Any, result: Any) -> Any:
-    """Write LANES float32 times a factor as bfloat16."""
-
-    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, factor, result = arguments
-        scaled = builder.fmul(load(builder, source, VECTOR), spread(builder, factor))
-        halves = round_vector(builder, scaled, LANES)
-        stored = builder.store(halves, builder.inttoptr(result, ir.PointerType(halves.type)))
-        stored.align = 2
-        return target.get_dummy_value()
-
-    return types.void(types.intp, types.float32, types.intp), generate
-
-
-def _put(source: Any, factor: Any, y: Any, result: Any) -> None:
-    """Write LANES float32 times a factor to an address in an array, in its dtype."""
-
-
-@overload(_put)
-def _put_as(source: Any, factor: Any, y: Any, result: Any) -> Any:
-    kernel = _put_bfloat16 if y.dtype == types.uint16 else _put_float32
-
-    def put(source: Any, factor: Any, y: Any, result: Any) -> None:
-        kernel(source, factor, result)
-
-    return put
+    return types.void(types.intp, types.intp, types.float32, types.intp, like), generate
 
 
 @serial
@@ -250,15 +230,12 @@ def put_rows(
     first: int,
     column: int,
 ) -> None:
-    """Write rows of a head, each times its factor, to some columns of the rows of y.
-
-    By addresses: for rows so short it would take longer to make views of them.
-    """
+    """Write rows of a head, each times its factor, to some columns of the rows of y."""
     whole = width // LANES * LANES
     for i in range(count):
         source, factor = block.ctypes.data + i * step * 4, factors[i]
         result = y.ctypes.data + ((first + i) * y.shape[1] + column) * y.itemsize
-        for c in range(0, whole, LANES):
-            _put(source + 4 * c, factor, y, result + c * y.itemsize)
+        if whole:
+            _put_row(source, whole, factor, result, y)
         for c in range(whole, width):
             y[first + i, column + c] = narrow(block[i * step + c] * factor, y)

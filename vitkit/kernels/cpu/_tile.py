@@ -17,46 +17,15 @@ from numba import types
 from numba.extending import intrinsic
 
 from vitkit.kernels.cpu._ahead import NOTHING, Soon, ask_for_tile
-from vitkit.kernels.cpu._compile import OPTIONS, function, serial, widest_vectors
+from vitkit.kernels.cpu._compile import OPTIONS, serial, widest_vectors
 from vitkit.kernels.cpu._processor import LANES
+from vitkit.kernels.cpu._vectors import BYTES, FLOAT, INT, VECTOR, fma, load, spread, store
 
 ROWS = 6
 VECTORS = (
     4 if LANES == 16 else 2 if LANES == 8 else 4
 )  # as many as leave room in 32 or 16 registers
 PANEL = LANES * VECTORS  # columns of a full tile
-
-FLOAT, INT = ir.FloatType(), ir.IntType(64)
-VECTOR = ir.VectorType(FLOAT, LANES)
-BYTES = 4 * LANES  # of one vector
-
-
-def load(builder: Any, address: Any, kind: Any, align: int = 4) -> Any:
-    """Return what is at an address, of an LLVM type."""
-    value = builder.load(builder.inttoptr(address, ir.PointerType(kind)))
-    value.align = align
-    return value
-
-
-def store(builder: Any, value: Any, address: Any) -> None:
-    """Write a value to an address."""
-    stored = builder.store(value, builder.inttoptr(address, ir.PointerType(value.type)))
-    stored.align = 4
-
-
-def spread(builder: Any, number: Any) -> Any:
-    """Return a vector with ``number`` in every lane."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
-    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(first, undefined, lanes)
-
-
-def _fma(builder: Any, number: Any, row: Any, total: Any) -> Any:
-    """Add a number, in every lane, times a row to a vector of sums."""
-    name = f"llvm.fma.v{LANES}f32"
-    call = function(builder.module, name, VECTOR, VECTOR, VECTOR, VECTOR)
-    return builder.call(call, [number, row, total])
 
 
 def _tile(rows: int, vectors: int, multiply_add: Any) -> Any:
@@ -160,7 +129,7 @@ def _compiled(rows: int, vectors: int, multiply_add: Any) -> Any:
     return numba.njit(inline="never", **OPTIONS)(call)
 
 
-def tiles(rows: int, most: int = VECTORS, multiply_add: Any = _fma) -> Any:
+def tiles(rows: int, most: int = VECTORS, multiply_add: Any = fma) -> Any:
     """Return a function for tiles of some rows and as many vectors as it is told, 1 to ``most``.
 
     Its other arguments are those of the intrinsic of :func:`_tile`.

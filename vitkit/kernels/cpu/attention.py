@@ -1,8 +1,8 @@
 """Attention one head at a time, in the cache; the meaning is in :mod:`vitkit.ops.attention`.
 
 Scores are made for a block of queries, turned into probabilities and multiplied by the values
-before the next block; no (N, N) array ever reaches memory. Queries, keys
-and values of one head are packed into a few kilobytes.
+before the next block; no (N, N) array ever reaches memory. Of a head only keys and values are
+packed, transposed; all else is read and written where it lies, if its rows are whole vectors.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from numba import prange
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cpu._ahead import ask_for_rows
 from vitkit.kernels.cpu._arrays import plain, served
-from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
+from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
-from vitkit.kernels.cpu._moves import transpose_tile
+from vitkit.kernels.cpu._moves import transpose_scaled
 from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._scores import (
     dot,
     exponentials,
     fill_mask,
+    multiply_by,
     padded,
-    put_rows,
     score_gradients,
 )
 from vitkit.kernels.cpu._threads import threads
@@ -34,13 +34,15 @@ from vitkit.kernels.cpu._tile import ROWS, multiply
 from vitkit.ops.attention import multi_head_attention, multi_head_attention_backward
 
 QUERIES = 34 * ROWS  # rows of scores at once: all of a 224-pixel image with patches of 16
+Place = tuple[int, int]
+"""Where a matrix is, and how far it is to its next row, in bytes."""
 
 
 @serial
 def transposed(
-    x: np.ndarray, first: int, column: int, count: int, width: int, out: np.ndarray
+    x: np.ndarray, first: int, column: int, count: int, width: int, factor: float, out: np.ndarray
 ) -> None:
-    """Write ``width`` columns of ``count`` rows of x, as rows of ``padded(count)`` numbers.
+    """Write ``width`` columns of ``count`` rows of x, times a factor, as rows of whole vectors.
 
     The padding is of no meaning, and finite.
     """
@@ -49,38 +51,69 @@ def transposed(
     source, step = x.ctypes.data + (first * x.shape[1] + column) * 4, x.shape[1] * 4
     for i in range(0, tiles, LANES):
         for c in range(0, lines, LANES):
-            transpose_tile(
-                source + i * step + c * 4, step, out.ctypes.data + (c * row + i) * 4, row * 4
+            transpose_scaled(
+                source + i * step + c * 4,
+                step,
+                out.ctypes.data + (c * row + i) * 4,
+                row * 4,
+                factor,
             )
         for c in range(lines, width):
             for lane in range(i, i + LANES):
-                out[c * row + lane] = x[first + lane, column + c]
+                out[c * row + lane] = x[first + lane, column + c] * factor
     for c in range(width):
         for i in range(tiles, count):
-            out[c * row + i] = x[first + i, column + c]
+            out[c * row + i] = x[first + i, column + c] * factor
         for i in range(count, row):
             out[c * row + i] = 0
 
 
 @serial
-def copied(
-    x: np.ndarray,
-    first: int,
-    column: int,
-    count: int,
-    width: int,
-    factor: float,
-    out: np.ndarray,
-) -> None:
-    """Write ``width`` columns of some rows, times a factor, in rows of ``padded(width)``."""
-    widest_vectors()
-    row = padded(width)
+def place_of(x: np.ndarray, row: int, column: int) -> Place:
+    """Return where a row of x is, from a column on."""
+    return x.ctypes.data + (row * x.shape[1] + column) * 4, x.shape[1] * 4
+
+
+@serial
+def vectors_of(
+    x: np.ndarray, row: int, column: int, count: int, width: int, spare: np.ndarray
+) -> Place:
+    """Return where some columns of rows of x can be read as whole vectors: there, or copied."""
+    if width % LANES == 0:
+        return place_of(x, row, column)
+    step = padded(width)
     for i in range(count):
-        source, line = x[first + i, column : column + width], out[i * row : (i + 1) * row]
-        for c in range(width):
-            line[c] = source[c] * factor
-        for c in range(width, row):
-            line[c] = 0
+        for c in range(step):
+            spare[i * step + c] = x[row + i, column + c] if c < width else 0
+    return spare.ctypes.data, step * 4
+
+
+@serial
+def room_for(x: np.ndarray, row: int, column: int, width: int, spare: np.ndarray) -> Place:
+    """Return where to write whole vectors that belong to some columns of x: there, or to spare."""
+    if width % LANES == 0:
+        return place_of(x, row, column)
+    return spare.ctypes.data, padded(width) * 4
+
+
+@serial
+def put_back(
+    spare: np.ndarray, count: int, width: int, x: np.ndarray, row: int, column: int
+) -> None:
+    """Copy what :func:`room_for` had no room for in x."""
+    step = padded(width)
+    if width % LANES:
+        for i in range(count):
+            for c in range(width):
+                x[row + i, column + c] = spare[i * step + c]
+
+
+@serial
+def ask_for_head(x: np.ndarray, z: int, heads: int, tokens: int, width: int, parts: int) -> None:
+    """Ask for one head of x, whose columns are parts of as many heads."""
+    for part in range(parts):
+        column = (part * heads + z % heads) * width
+        ask_for_rows(x, z // heads * tokens, column, tokens, width)
 
 
 @parallel
@@ -99,56 +132,31 @@ def forward(
     width = dim // heads
     scale = F(1 / math.sqrt(width))
     count, wide, rows = largest.shape[0], padded(width), padded(tokens)
+    line = rows * 4
     for t in prange(parts):
         keys, rest = scratch[t, : width * rows], scratch[t, width * rows :]
         values, rest = rest[: tokens * wide], rest[tokens * wide :]
-        queries, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
         scores, rest = rest[: QUERIES * rows], rest[QUERIES * rows :]
-        result, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
-        mask, inverse = rest[:rows], rest[rows : rows + QUERIES]
+        result, mask = rest[: QUERIES * wide], rest[QUERIES * wide :][:rows]
         fill_mask(mask, tokens)
+        s = scores.ctypes.data
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
-            following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
-            for part in range(3):
-                ask_for_rows(qkv, following, part * dim + beside, tokens, width)
-            transposed(qkv, first, dim + column, tokens, width, keys)
-            copied(qkv, first, 2 * dim + column, tokens, width, ONE, values)
+            ask_for_head(qkv, z + 1, heads, tokens, width, 3)
+            transposed(qkv, first, dim + column, tokens, width, scale, keys)
+            v, v_row = vectors_of(qkv, first, 2 * dim + column, tokens, width, values)
             for i0 in range(0, tokens, QUERIES):
                 taken = min(QUERIES, tokens - i0)
-                copied(qkv, first + i0, column, taken, width, scale, queries)
-                multiply(
-                    taken,
-                    tokens,
-                    width,
-                    queries.ctypes.data,
-                    wide * 4,
-                    4,
-                    keys.ctypes.data,
-                    rows * 4,
-                    scores.ctypes.data,
-                    rows * 4,
-                    0,
-                )
+                q, q_row = place_of(qkv, first + i0, column)
+                multiply(taken, tokens, width, q, q_row, 4, keys.ctypes.data, line, s, line, 0)
                 for i in range(taken):
-                    top, total = exponentials(scores[i * rows : (i + 1) * rows], mask)
-                    largest[z, i0 + i] = top
-                    log_total[z, i0 + i] = math.log(total)
-                    inverse[i] = ONE / total
-                multiply(
-                    taken,
-                    width,
-                    tokens,
-                    scores.ctypes.data,
-                    rows * 4,
-                    4,
-                    values.ctypes.data,
-                    wide * 4,
-                    result.ctypes.data,
-                    wide * 4,
-                    0,
-                )
-                put_rows(result, wide, taken, width, inverse, y, first + i0, column)
+                    row = s + i * line
+                    top, total = exponentials(row, mask.ctypes.data, rows, ONE, row, scores)
+                    multiply_by(row, rows, ONE / total)
+                    largest[z, i0 + i], log_total[z, i0 + i] = top, math.log(total)
+                out, out_row = room_for(y, first + i0, column, width, result)
+                multiply(taken, width, tokens, s, line, 4, v, v_row, out, out_row, 0)
+                put_back(result, taken, width, y, first + i0, column)
 
 
 @parallel
@@ -167,8 +175,10 @@ def backward(
     """Write the gradients of queries, keys and values, a share of the heads for each thread."""
     dim = y.shape[1]
     width = dim // heads
-    scale = F(1 / math.sqrt(width))
+    scales = ONE, F(1 / math.sqrt(width))  # of scores, whose keys are scaled, and of gradients
     count, wide, rows = log_total.shape[0], padded(width), padded(tokens)
+    line = rows * 4
+    flat_dy, flat_y = dy.reshape(-1), y.reshape(-1)
     for t in prange(parts):
         keys_t, rest = scratch[t, : width * rows], scratch[t, width * rows :]
         values_t, rest = rest[: width * rows], rest[width * rows :]
@@ -179,105 +189,47 @@ def backward(
         dresult, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
         dqueries, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
         scores, rest = rest[: QUERIES * rows], rest[QUERIES * rows :]
-        dscores, rest = rest[: QUERIES * rows], rest[QUERIES * rows :]
-        mask, rest = rest[:rows], rest[rows:]
-        ones, scales = rest[:rows], rest[rows : 2 * rows]
+        dscores, mask = rest[: QUERIES * rows], rest[QUERIES * rows :][:rows]
         fill_mask(mask, tokens)
-        ones[:] = ONE
-        scales[:] = scale
+        s, ds = scores.ctypes.data, dscores.ctypes.data
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
-            following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
-            for part in range(3):
-                ask_for_rows(qkv, following, part * dim + beside, tokens, width)
-            ask_for_rows(dy, following, beside, tokens, width)
-            ask_for_rows(y, following, beside, tokens, width)
-            transposed(qkv, first, dim + column, tokens, width, keys_t)
-            transposed(qkv, first, 2 * dim + column, tokens, width, values_t)
-            copied(qkv, first, dim + column, tokens, width, ONE, keys)
+            ask_for_head(qkv, z + 1, heads, tokens, width, 3)
+            ask_for_head(dy, z + 1, heads, tokens, width, 1)
+            ask_for_head(y, z + 1, heads, tokens, width, 1)
+            transposed(qkv, first, dim + column, tokens, width, scales[1], keys_t)
+            transposed(qkv, first, 2 * dim + column, tokens, width, ONE, values_t)
+            k, k_row = vectors_of(qkv, first, dim + column, tokens, width, keys)
+            dk, dk_row = room_for(dqkv, first, dim + column, width, dkeys)
+            dv, dv_row = room_for(dqkv, first, 2 * dim + column, width, dvalues)
             for i0 in range(0, tokens, QUERIES):
                 taken, adds = min(QUERIES, tokens - i0), 1 if i0 else 0
-                copied(qkv, first + i0, column, taken, width, scale, queries)
-                copied(dy, first + i0, column, taken, width, ONE, dresult)
-                multiply(
-                    taken,
-                    tokens,
-                    width,
-                    queries.ctypes.data,
-                    wide * 4,
-                    4,
-                    keys_t.ctypes.data,
-                    rows * 4,
-                    scores.ctypes.data,
-                    rows * 4,
-                    0,
-                )
-                multiply(
-                    taken,
-                    tokens,
-                    width,
-                    dresult.ctypes.data,
-                    wide * 4,
-                    4,
-                    values_t.ctypes.data,
-                    rows * 4,
-                    dscores.ctypes.data,
-                    rows * 4,
-                    0,
-                )
+                q, q_row = vectors_of(qkv, first + i0, column, taken, width, queries)
+                d, d_row = vectors_of(dy, first + i0, column, taken, width, dresult)
+                dq, dq_row = room_for(dqkv, first + i0, column, width, dqueries)
+                multiply(taken, tokens, width, q, q_row, 4, keys_t.ctypes.data, line, s, line, 0)
+                multiply(taken, tokens, width, d, d_row, 4, values_t.ctypes.data, line, ds, line, 0)
                 for i in range(taken):
-                    line = y[first + i0 + i, column : column + width]
-                    delta = dot(dresult[i * wide : i * wide + width], line)
+                    row, drow, at = s + i * line, ds + i * line, (first + i0 + i) * dim + column
                     score_gradients(
-                        scores[i * rows : (i + 1) * rows],
-                        mask,
-                        dscores[i * rows : (i + 1) * rows],
+                        row,
+                        mask.ctypes.data,
+                        drow,
+                        rows,
+                        scales,
                         largest[z, i0 + i],
                         log_total[z, i0 + i],
-                        delta,
+                        dot(flat_dy, at, flat_y, at, width),
+                        row,
+                        drow,
+                        scores,
                     )
-                multiply(
-                    taken,
-                    width,
-                    tokens,
-                    dscores.ctypes.data,
-                    rows * 4,
-                    4,
-                    keys.ctypes.data,
-                    wide * 4,
-                    dqueries.ctypes.data,
-                    wide * 4,
-                    0,
-                )
-                multiply(
-                    tokens,
-                    width,
-                    taken,
-                    dscores.ctypes.data,
-                    4,
-                    rows * 4,
-                    queries.ctypes.data,
-                    wide * 4,
-                    dkeys.ctypes.data,
-                    wide * 4,
-                    adds,
-                )
-                multiply(
-                    tokens,
-                    width,
-                    taken,
-                    scores.ctypes.data,
-                    4,
-                    rows * 4,
-                    dresult.ctypes.data,
-                    wide * 4,
-                    dvalues.ctypes.data,
-                    wide * 4,
-                    adds,
-                )
-                put_rows(dqueries, wide, taken, width, scales, dqkv, first + i0, column)
-            put_rows(dkeys, wide, tokens, width, ones, dqkv, first, dim + column)
-            put_rows(dvalues, wide, tokens, width, ones, dqkv, first, 2 * dim + column)
+                multiply(taken, width, tokens, ds, line, 4, k, k_row, dq, dq_row, 0)
+                multiply(tokens, width, taken, ds, 4, line, q, q_row, dk, dk_row, adds)
+                multiply(tokens, width, taken, s, 4, line, d, d_row, dv, dv_row, adds)
+                put_back(dqueries, taken, width, dqkv, first + i0, column)
+            put_back(dkeys, tokens, width, dqkv, first, dim + column)
+            put_back(dvalues, tokens, width, dqkv, first, 2 * dim + column)
 
 
 def _whole(count: int) -> int:
@@ -290,7 +242,7 @@ def attend(qkv: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray, np.
     y = empty((batch, tokens, width // 3))
     largest, log_total = (empty((batch, num_heads, tokens)) for _ in range(2))
     wide, rows = _whole(width // 3 // num_heads), _whole(tokens)
-    work = scratch(2 * wide * rows + QUERIES * (rows + 2 * wide + 1) + rows)
+    work = scratch(2 * wide * rows + QUERIES * (rows + wide) + rows)
     flat = (batch * num_heads, tokens)
     forward(
         qkv.reshape(-1, width),
@@ -313,7 +265,7 @@ def attend_backward(
     num_heads = log_total.shape[1]
     dqkv = empty(qkv.shape)
     wide, rows = _whole(width // 3 // num_heads), _whole(tokens)
-    work = scratch(5 * wide * rows + QUERIES * (2 * rows + 3 * wide) + 3 * rows)
+    work = scratch(5 * wide * rows + QUERIES * (2 * rows + 3 * wide) + rows)
     flat = (batch * num_heads, tokens)
     backward(
         dy.reshape(-1, width // 3),
