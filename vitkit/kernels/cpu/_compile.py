@@ -82,6 +82,20 @@ def widest_vectors(context: Any) -> Any:
     return numba.void(), generate
 
 
+@intrinsic
+def inlined(context: Any) -> Any:
+    """Let the function that calls this become part of its callers, however long it is.
+
+    A loop that calls a function is not made of vectors.
+    """
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("alwaysinline")
+        return target.get_dummy_value()
+
+    return numba.void(), generate
+
+
 def function(module: Any, name: str, result: Any, *arguments: Any) -> Any:
     """Return the declaration of an LLVM function in a module."""
     known = module.globals.get(name)

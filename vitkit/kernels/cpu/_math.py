@@ -9,7 +9,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from vitkit.kernels.cpu._compile import exact, function, intrinsic, serial
+from vitkit.kernels.cpu._compile import exact, function, inlined, intrinsic, serial
 from vitkit.ops.gelu import CERTAIN, CUBIC, SQRT_2_OVER_PI
 
 F = np.float32
@@ -64,6 +64,7 @@ def larger(context: Any, x: Any, y: Any) -> Any:
 @exact
 def exp(x: float) -> float:
     """Return e^x to about one unit in the last place; 0 below 1.2e-38, infinite above 2.4e38."""
+    inlined()
     high = x if not x > LARGEST else LARGEST
     n = _rounded(high * LOG2_E)
     n = n if n > F(-126) else F(-126)  # for NaN too: r carries it on
@@ -86,6 +87,7 @@ CERTAIN_ = F(CERTAIN)
 @serial
 def gelu_both(x: float) -> tuple[float, float]:
     """Return GELU of x, by the error function, and its derivative, from one exponential."""
+    inlined()
     z = abs(x) * SQRT_HALF
     t = ONE / (ONE + TAIL * z)
     e = exp(-z * z)
@@ -103,6 +105,7 @@ FAR = F(9)  # beyond this the derivative is 0 or 1 in float32; within, e^-2u doe
 @serial
 def gelu_tanh_both(x: float) -> tuple[float, float]:
     """Return GELU of x in the tanh form and its derivative: (1 + tanh u) / 2 = sigmoid(2 u)."""
+    inlined()
     inside = min(max(x, -FAR), FAR) if x == x else x
     square = inside * inside
     e = exp(-inside * (LINEAR + CUBE * square))
