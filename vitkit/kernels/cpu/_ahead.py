@@ -45,6 +45,14 @@ def ask_for_rows(x: np.ndarray, first: int, column: int, count: int, width: int)
 
 
 @serial
+def ask_for_head(x: np.ndarray, z: int, heads: int, tokens: int, width: int, parts: int) -> None:
+    """Ask for one head of x, whose columns are parts of as many heads."""
+    for part in range(parts):
+        column = (part * heads + z % heads) * width
+        ask_for_rows(x, z // heads * tokens, column, tokens, width)
+
+
+@serial
 def beside(x: np.ndarray, y: np.ndarray, row: int, column: int) -> Soon:
     """Return what to ask for where a block will be made into rows of y with those of x."""
     row_bytes = x.shape[1] * x.itemsize

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import prange
 
-from vitkit.kernels.cpu._ahead import ask_for_rows
+from vitkit.kernels.cpu._ahead import ask_for_head
 from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
@@ -21,7 +21,7 @@ from vitkit.kernels.cpu._moves import (
     transpose_pairs,
     transpose_tile,
 )
-from vitkit.kernels.cpu._pairs import SIDE, configure_tiles, multiply_tiles
+from vitkit.kernels.cpu._pairs import DEPTH_UNIT, ROW_UNIT, SIDE, configure_tiles, multiply_tiles
 from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._scores import (
     dot,
@@ -38,9 +38,15 @@ QUERIES = 224  # rows of scores at once, a multiple of SIDE
 
 
 @serial
+def filled(count: int, unit: int) -> int:
+    """Return how many numbers whole units hold."""
+    return (count + unit - 1) // unit * unit
+
+
+@serial
 def tiled(count: int) -> int:
     """Return how many numbers whole tiles hold, along the summed axis."""
-    return (count + SIDE - 1) // SIDE * SIDE
+    return filled(count, SIDE)
 
 
 @serial
@@ -116,7 +122,7 @@ def forward(
     scale = F(1 / math.sqrt(width))
     # Tokens fill whole tiles of 16 where they are rows or columns, and of 32 where they are summed.
     count, deep, rows, summed = largest.shape[0], tiled(width), padded(tokens), tiled(tokens)
-    most = min(QUERIES, rows)
+    most, all_summed = min(QUERIES, rows), filled(tokens, DEPTH_UNIT)
     for t in prange(parts):
         configure_tiles()
         scores, rest = scratch[t, : most * rows], scratch[t, most * rows :]
@@ -129,34 +135,23 @@ def forward(
         p[: most * summed] = 0  # the columns that fill the last tile stay so
         mask, inverse = masks[t, :rows], masks[t, rows:]
         fill_mask(mask, tokens)
+        s, line = scores.ctypes.data, rows * 4
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
-            following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
-            for part in range(3):
-                ask_for_rows(qkv, following, part * dim + beside, tokens, width)
+            ask_for_head(qkv, z + 1, heads, tokens, width, 3)
             copied(qkv, first, column, tokens, width, rows, queries)
             copied(qkv, first, dim + column, tokens, width, rows, loose)
             as_columns(loose, rows, deep, keys)
             copied(qkv, first, 2 * dim + column, tokens, width, summed, loose)
             as_rows(loose, summed, deep, values)
+            k, v = keys.ctypes.data, values.ctypes.data
             for i0 in range(0, tokens, QUERIES):
                 taken = min(QUERIES, tokens - i0)
-                down = padded(taken)
-                multiply_tiles(
-                    down,
-                    rows,
-                    deep,
-                    queries.ctypes.data + i0 * deep * 2,
-                    deep * 2,
-                    keys.ctypes.data,
-                    rows * 4,
-                    scores.ctypes.data,
-                    rows * 4,
-                    0,
-                )
+                down, q = filled(taken, ROW_UNIT), queries.ctypes.data + i0 * deep * 2
+                multiply_tiles(down, rows, deep, q, deep * 2, k, line, s, line, 0)
                 for i in range(taken):
                     top, total = exponentials(
-                        scores.ctypes.data + i * rows * 4,
+                        s + i * line,
                         mask.ctypes.data,
                         rows,
                         scale,
@@ -166,17 +161,9 @@ def forward(
                     largest[z, i0 + i] = top
                     log_total[z, i0 + i] = math.log(total)
                     inverse[i] = ONE / total
+                out = result.ctypes.data
                 multiply_tiles(
-                    down,
-                    deep,
-                    summed,
-                    p.ctypes.data,
-                    summed * 2,
-                    values.ctypes.data,
-                    deep * 4,
-                    result.ctypes.data,
-                    deep * 4,
-                    0,
+                    down, deep, all_summed, p.ctypes.data, summed * 2, v, deep * 4, out, deep * 4, 0
                 )
                 put_rows(result, deep, taken, width, inverse, y, first + i0, column)
 
@@ -201,6 +188,7 @@ def backward(
     mixed = y.reshape(-1)
     count, deep, rows, summed = log_total.shape[0], tiled(width), padded(tokens), tiled(tokens)
     most, most_summed = min(QUERIES, rows), min(QUERIES, summed)
+    all_summed = filled(tokens, DEPTH_UNIT)
     for t in prange(parts):
         configure_tiles()
         scores, rest = scratch[t, : most * rows], scratch[t, most * rows :]
@@ -223,13 +211,12 @@ def backward(
         mask, ones = masks[t, :rows], masks[t, rows:]
         fill_mask(mask, tokens)
         ones[:] = ONE
+        s, dp_at, line, half = scores.ctypes.data, dp.ctypes.data, rows * 4, summed * 2
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
-            following, beside = (z + 1) // heads * tokens, (z + 1) % heads * width
-            for part in range(3):
-                ask_for_rows(qkv, following, part * dim + beside, tokens, width)
-            ask_for_rows(dy, following, beside, tokens, width)
-            ask_for_rows(y, following, beside, tokens, width)
+            ask_for_head(qkv, z + 1, heads, tokens, width, 3)
+            ask_for_head(dy, z + 1, heads, tokens, width, 1)
+            ask_for_head(y, z + 1, heads, tokens, width, 1)
             copied(qkv, first, column, tokens, width, summed, queries)
             copied(dy, first, column, tokens, width, summed, dresult)
             copied(qkv, first, 2 * dim + column, tokens, width, rows, loose)
@@ -239,92 +226,48 @@ def backward(
             as_rows(loose, summed, deep, keys)
             for i0 in range(0, tokens, QUERIES):
                 taken, at, adds = min(QUERIES, tokens - i0), i0 * deep, 1 if i0 else 0
-                down, sums = padded(taken), tiled(taken)
-                multiply_tiles(
-                    down,
-                    rows,
-                    deep,
-                    queries.ctypes.data + at * 2,
-                    deep * 2,
-                    keys_t.ctypes.data,
-                    rows * 4,
-                    scores.ctypes.data,
-                    rows * 4,
-                    0,
-                )
-                multiply_tiles(
-                    down,
-                    rows,
-                    deep,
-                    dresult.ctypes.data + at * 2,
-                    deep * 2,
-                    values_t.ctypes.data,
-                    rows * 4,
-                    dp.ctypes.data,
-                    rows * 4,
-                    0,
-                )
+                down, sums = filled(taken, ROW_UNIT), tiled(taken)
+                q, d = queries.ctypes.data + at * 2, dresult.ctypes.data + at * 2
+                k, v = keys_t.ctypes.data, values_t.ctypes.data
+                multiply_tiles(down, rows, deep, q, deep * 2, k, line, s, line, 0)
+                multiply_tiles(down, rows, deep, d, deep * 2, v, line, dp_at, line, 0)
                 for i in range(taken):
-                    delta = dot(
-                        dresult, at + i * deep, mixed, (first + i0 + i) * dim + column, width
-                    )
-                    row = scores.ctypes.data + i * rows * 4
+                    place = (first + i0 + i) * dim + column
                     score_gradients(
-                        row,
+                        s + i * line,
                         mask.ctypes.data,
-                        dp.ctypes.data + i * rows * 4,
+                        dp_at + i * line,
                         rows,
                         (scale, scale),
-                        largest_of(row, mask.ctypes.data, rows),
+                        largest_of(s + i * line, mask.ctypes.data, rows),
                         log_total[z, i0 + i],
-                        delta,
-                        p.ctypes.data + i * summed * 2,
-                        ds.ctypes.data + i * summed * 2,
+                        dot(dresult, at + i * deep, mixed, place, width),
+                        p.ctypes.data + i * half,
+                        ds.ctypes.data + i * half,
                         p,
                     )
                 p[taken * summed : sums * summed] = 0
                 ds[taken * summed : sums * summed] = 0
+                k, out = keys.ctypes.data, dqueries.ctypes.data
                 multiply_tiles(
-                    down,
-                    deep,
-                    summed,
-                    ds.ctypes.data,
-                    summed * 2,
-                    keys.ctypes.data,
-                    deep * 4,
-                    dqueries.ctypes.data,
-                    deep * 4,
-                    0,
-                )
-                transposed(ds, sums, rows, summed, turned)
-                as_rows(queries[at:], sums, deep, paired)
-                multiply_tiles(
-                    rows,
-                    deep,
-                    sums,
-                    turned.ctypes.data,
-                    sums * 2,
-                    paired.ctypes.data,
-                    deep * 4,
-                    dkeys.ctypes.data,
-                    deep * 4,
-                    adds,
-                )
-                transposed(p, sums, rows, summed, turned)
-                as_rows(dresult[at:], sums, deep, paired)
-                multiply_tiles(
-                    rows,
-                    deep,
-                    sums,
-                    turned.ctypes.data,
-                    sums * 2,
-                    paired.ctypes.data,
-                    deep * 4,
-                    dvalues.ctypes.data,
-                    deep * 4,
-                    adds,
+                    down, deep, all_summed, ds.ctypes.data, half, k, deep * 4, out, deep * 4, 0
                 )
                 put_rows(dqueries, deep, taken, width, ones, dqkv, first + i0, column)
+                for matrix, right, out in ((ds, queries, dkeys), (p, dresult, dvalues)):
+                    transposed(matrix, sums, rows, summed, turned)
+                    as_rows(right[at:], sums, deep, paired)
+                    multiply_tiles(
+                        filled(tokens, ROW_UNIT),
+                        deep,
+                        filled(taken, DEPTH_UNIT),
+                        turned.ctypes.data,
+                        sums * 2,
+                        paired.ctypes.data,
+                        deep * 4,
+                        out.ctypes.data,
+                        deep * 4,
+                        adds,
+                    )
             put_rows(dkeys, deep, tokens, width, ones, dqkv, first, dim + column)
             put_rows(dvalues, deep, tokens, width, ones, dqkv, first, 2 * dim + column)
 

@@ -53,7 +53,7 @@ def multiply_tiles(
     c_row: int,
     adds: int,
 ) -> None:
-    """Do as :func:`vitkit.kernels.cpu._amx.multiply_tiles`."""
+    """Do as :func:`vitkit.kernels.cpu._amx.multiply_tiles`; rows in fours, depth in twos."""
     pairs = depth // 2
     for j in range(0, width, SIDE):
         vectors = min(width - j, SIDE) // LANES

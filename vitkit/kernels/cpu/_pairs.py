@@ -1,6 +1,8 @@
 """Matrix products of bfloat16, by what the processor has for them.
 
-Chosen when the module is loaded, and not at each call: each is inlined where it is used.
+Chosen when the module is loaded, and not at each call: each is inlined where it is used. Operands
+are laid out for whole tiles in any case; ``ROW_UNIT`` and ``DEPTH_UNIT`` say of how many rows, and
+of how many products that are summed, what is multiplied must be a multiple.
 """
 
 from vitkit.kernels.cpu._amx import SIDE
@@ -13,7 +15,19 @@ if bfloat16_unit() == "avx512bf16":
         multiply_rows,
         multiply_tiles,
     )
+
+    ROW_UNIT, DEPTH_UNIT = 4, 2
 else:
     from vitkit.kernels.cpu._amx import add_columns, configure_tiles, multiply_rows, multiply_tiles
 
-__all__ = ["SIDE", "add_columns", "configure_tiles", "multiply_rows", "multiply_tiles"]
+    ROW_UNIT, DEPTH_UNIT = 16, SIDE
+
+__all__ = [
+    "DEPTH_UNIT",
+    "ROW_UNIT",
+    "SIDE",
+    "add_columns",
+    "configure_tiles",
+    "multiply_rows",
+    "multiply_tiles",
+]

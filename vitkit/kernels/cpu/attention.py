@@ -14,7 +14,7 @@ import numpy as np
 from numba import prange
 
 from vitkit.backend import Array, ArrayModule
-from vitkit.kernels.cpu._ahead import ask_for_rows
+from vitkit.kernels.cpu._ahead import ask_for_head
 from vitkit.kernels.cpu._arrays import plain, served
 from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._math import ONE, F
@@ -106,14 +106,6 @@ def put_back(
         for i in range(count):
             for c in range(width):
                 x[row + i, column + c] = spare[i * step + c]
-
-
-@serial
-def ask_for_head(x: np.ndarray, z: int, heads: int, tokens: int, width: int, parts: int) -> None:
-    """Ask for one head of x, whose columns are parts of as many heads."""
-    for part in range(parts):
-        column = (part * heads + z % heads) * width
-        ask_for_rows(x, z // heads * tokens, column, tokens, width)
 
 
 @parallel
