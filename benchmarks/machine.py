@@ -22,6 +22,8 @@ PREFIXES = (
     "NUMBA_THREAD",
     "NUMBA_CPU",
     "MALLOC_",
+    "ATEN_",
+    "ONEDNN_",
 )
 
 

@@ -71,7 +71,7 @@ class ViT(Module):
         Where the first weights come from; None leaves zeros, for weights about to be loaded.
     precision : str, default "float32"
         ``"bfloat16"`` for matrix products of bfloat16 inside the blocks, with float32 weights,
-        sums and gradients; on processors that are faster that way (Intel's AMX).
+        sums and gradients; on processors that are faster that way (AMX, or AVX-512 BF16).
     xp : module, optional
         The array module itself, instead of ``backend``.
     **options
