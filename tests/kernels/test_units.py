@@ -23,6 +23,7 @@ SAPPHIRE_RAPIDS = {
     "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512bf16,"
     "+amx-tile,+amx-bf16",
 }
+PAIRS = {"avx512f", "avx512vl", "avx512bf16"}
 COMPILE = """
 from numba import float32, int64, types
 from vitkit.kernels.cpu import _processor
@@ -69,10 +70,10 @@ def test_each_unit_s_kernels_compile_to_its_instruction(
 @pytest.mark.parametrize(
     ("tiles", "features", "unit"),
     [
-        ("", {"avx512f", "avx512bf16"}, "amx"),
-        ("the processor has no amx-tile", {"avx512f", "avx512bf16"}, "avx512bf16"),
-        ("the processor has no amx-tile", {"avx512f"}, ""),
-        ("the processor has no amx-tile", {"avx512bf16"}, ""),
+        ("", PAIRS, "amx"),
+        ("the processor has no amx-tile", PAIRS, "avx512bf16"),
+        ("the processor has no amx-tile", PAIRS - PAIRS - {"avx512vl"}, ""),
+        ("the processor has no amx-tile", PAIRS - {"avx512vl"}, ""),
     ],
 )
 def test_tiles_come_before_pairs_and_pairs_before_nothing(
@@ -81,7 +82,7 @@ def test_tiles_come_before_pairs_and_pairs_before_nothing(
     monkeypatch.setattr(_processor, "why_no_tiles", lambda: tiles)
     monkeypatch.setattr(_processor, "features", lambda: features)
     assert _processor.bfloat16_unit() == unit
-    expected = "" if unit else "the processor has no amx-tile; nor has it avx512bf16"
+    expected = "" if unit else "the processor has no amx-tile, and there is no AVX-512 BF16"
     assert _processor.why_no_bfloat16() == expected
 
 

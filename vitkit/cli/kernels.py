@@ -47,6 +47,7 @@ BFLOAT16 = {
     "amx": "yes, on the tile unit (AMX)",
     "avx512bf16": "yes, by dot products of pairs (AVX-512 BF16)",
 }
+"""What to say of the unit that multiplies bfloat16."""
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -16,8 +16,8 @@ from vitkit.kernels.cpu._compile import function, intrinsic, serial
 
 LINE = 64  # bytes
 Soon = tuple[int, int, int, int]
-"""Two places of which a product's result is made next, or that it is written to: their addresses or
-0, and how many bytes it is to the next row, and to the next column."""
+"""What a product asks for meanwhile: two addresses, 0 for none, and for both the bytes to the next
+row and to the next column."""
 NOTHING: Soon = (0, 0, 0, 0)
 
 
@@ -46,7 +46,10 @@ def ask_for_rows(x: np.ndarray, first: int, column: int, count: int, width: int)
 
 @serial
 def ask_for_head(x: np.ndarray, z: int, heads: int, tokens: int, width: int, parts: int) -> None:
-    """Ask for one head of x, whose columns are parts of as many heads."""
+    """Ask for the columns of head z in each of ``parts`` (queries, keys, values) side by side.
+
+    All at once: it takes much longer to attend than to wait for them.
+    """
     for part in range(parts):
         column = (part * heads + z % heads) * width
         ask_for_rows(x, z // heads * tokens, column, tokens, width)
@@ -54,7 +57,7 @@ def ask_for_head(x: np.ndarray, z: int, heads: int, tokens: int, width: int, par
 
 @serial
 def beside(x: np.ndarray, y: np.ndarray, row: int, column: int) -> Soon:
-    """Return what to ask for where a block will be made into rows of y with those of x."""
+    """Return what to ask for: of two arrays, alike in width and dtype, from a row and column on."""
     row_bytes = x.shape[1] * x.itemsize
     offset = row * row_bytes + column * x.itemsize
     return x.ctypes.data + offset, y.ctypes.data + offset, row_bytes, x.itemsize
@@ -62,7 +65,7 @@ def beside(x: np.ndarray, y: np.ndarray, row: int, column: int) -> Soon:
 
 @serial
 def into(y: np.ndarray, row: int, column: int) -> Soon:
-    """Return what to ask for where a block will be written to rows of y."""
+    """Return what to ask for of one array, from a row and column on."""
     row_bytes = y.shape[1] * y.itemsize
     return y.ctypes.data + row * row_bytes + column * y.itemsize, 0, row_bytes, y.itemsize
 

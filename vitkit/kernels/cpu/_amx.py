@@ -20,6 +20,7 @@ from vitkit.kernels.cpu._ahead import Soon
 from vitkit.kernels.cpu._compile import OPTIONS, function, serial
 
 SIDE = 32  # rows and columns of a block of results, and how many products one step sums
+ROW_UNIT, DEPTH_UNIT = 16, SIDE
 
 BYTE, INT = ir.IntType(8), ir.IntType(64)
 POINTER = ir.PointerType(BYTE)
@@ -182,7 +183,7 @@ def multiply_tiles(
 def multiply_rows(
     rows: int, depth: int, a: int, a_row: int, panel: int, c: int, c_row: int, soon: Soon
 ) -> None:
-    """Write A times one panel of SIDE columns to C; rows from SIDE on, any number.
+    """Write A times one panel of SIDE columns to C; at least SIDE rows.
 
     The last rows are done twice rather than in a smaller tile. Nothing is asked for meanwhile: the
     tiles wait for memory as it is.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numba.extending import register_jitable
 
 from vitkit.backend import Array
 from vitkit.kernels.cpu._memory import empty
+from vitkit.kernels.cpu._processor import LANES
 
 
 def served(*arrays: Array) -> bool:
@@ -44,3 +46,15 @@ def rows(array: np.ndarray) -> np.ndarray:
 def column(array: np.ndarray) -> np.ndarray:
     """Return an array in C order as one axis."""
     return plain(array).reshape(-1)
+
+
+@register_jitable
+def filled(count: int, unit: int) -> int:
+    """Return ``count`` rounded up to whole units; inside kernels too."""
+    return (count + unit - 1) // unit * unit
+
+
+@register_jitable
+def padded(count: int) -> int:
+    """Return how many numbers the vectors have that hold ``count``; inside kernels too."""
+    return filled(count, LANES)

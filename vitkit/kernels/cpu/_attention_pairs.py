@@ -10,8 +10,10 @@ import math
 
 import numpy as np
 from numba import prange
+from numba.extending import register_jitable
 
 from vitkit.kernels.cpu._ahead import ask_for_head
+from vitkit.kernels.cpu._arrays import filled, padded
 from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
@@ -28,7 +30,6 @@ from vitkit.kernels.cpu._scores import (
     exponentials,
     fill_mask,
     largest_of,
-    padded,
     put_rows,
     score_gradients,
 )
@@ -37,13 +38,7 @@ from vitkit.kernels.cpu._threads import threads
 QUERIES = 224  # rows of scores at once, a multiple of SIDE
 
 
-@serial
-def filled(count: int, unit: int) -> int:
-    """Return how many numbers whole units hold."""
-    return (count + unit - 1) // unit * unit
-
-
-@serial
+@register_jitable
 def tiled(count: int) -> int:
     """Return how many numbers whole tiles hold, along the summed axis."""
     return filled(count, SIDE)
@@ -120,9 +115,10 @@ def forward(
     dim = y.shape[1]
     width = dim // heads
     scale = F(1 / math.sqrt(width))
-    # Tokens fill whole tiles of 16 where they are rows or columns, and of 32 where they are summed.
+    # Laid out for whole tiles of 16 where tokens are rows or columns, and of 32 where they are
+    # summed; products take only as many as the unit needs.
     count, deep, rows, summed = largest.shape[0], tiled(width), padded(tokens), tiled(tokens)
-    most, all_summed = min(QUERIES, rows), filled(tokens, DEPTH_UNIT)
+    most, keys_summed = min(QUERIES, rows), filled(tokens, DEPTH_UNIT)
     for t in prange(parts):
         configure_tiles()
         scores, rest = scratch[t, : most * rows], scratch[t, most * rows :]
@@ -161,9 +157,9 @@ def forward(
                     largest[z, i0 + i] = top
                     log_total[z, i0 + i] = math.log(total)
                     inverse[i] = ONE / total
-                out = result.ctypes.data
+                e, out = p.ctypes.data, result.ctypes.data
                 multiply_tiles(
-                    down, deep, all_summed, p.ctypes.data, summed * 2, v, deep * 4, out, deep * 4, 0
+                    down, deep, keys_summed, e, summed * 2, v, deep * 4, out, deep * 4, 0
                 )
                 put_rows(result, deep, taken, width, inverse, y, first + i0, column)
 
@@ -188,7 +184,7 @@ def backward(
     mixed = y.reshape(-1)
     count, deep, rows, summed = log_total.shape[0], tiled(width), padded(tokens), tiled(tokens)
     most, most_summed = min(QUERIES, rows), min(QUERIES, summed)
-    all_summed = filled(tokens, DEPTH_UNIT)
+    keys_summed = filled(tokens, DEPTH_UNIT)
     for t in prange(parts):
         configure_tiles()
         scores, rest = scratch[t, : most * rows], scratch[t, most * rows :]
@@ -250,10 +246,10 @@ def backward(
                 ds[taken * summed : sums * summed] = 0
                 k, out = keys.ctypes.data, dqueries.ctypes.data
                 multiply_tiles(
-                    down, deep, all_summed, ds.ctypes.data, half, k, deep * 4, out, deep * 4, 0
+                    down, deep, keys_summed, ds.ctypes.data, half, k, deep * 4, out, deep * 4, 0
                 )
                 put_rows(dqueries, deep, taken, width, ones, dqkv, first + i0, column)
-                for matrix, right, out in ((ds, queries, dkeys), (p, dresult, dvalues)):
+                for matrix, right, gradient in ((ds, queries, dkeys), (p, dresult, dvalues)):
                     transposed(matrix, sums, rows, summed, turned)
                     as_rows(right[at:], sums, deep, paired)
                     multiply_tiles(
@@ -264,7 +260,7 @@ def backward(
                         sums * 2,
                         paired.ctypes.data,
                         deep * 4,
-                        out.ctypes.data,
+                        gradient.ctypes.data,
                         deep * 4,
                         adds,
                     )
@@ -277,7 +273,7 @@ def attend(qkv: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray, np.
     batch, tokens, width = qkv.shape
     y = empty((batch, tokens, width // 3), np.uint16)
     largest, log_total = (empty((batch, num_heads, tokens)) for _ in range(2))
-    deep, rows, summed = _up(width // 3 // num_heads, SIDE), _up(tokens, LANES), _up(tokens, SIDE)
+    deep, rows, summed = tiled(width // 3 // num_heads), padded(tokens), tiled(tokens)
     most = min(QUERIES, rows)
     halves = 2 * summed * deep + 2 * rows * deep + most * summed
     work = scratch(most * rows + most * deep + halves // 2)
@@ -306,7 +302,7 @@ def attend_backward(
     batch, tokens, width = qkv.shape
     num_heads = largest.shape[1]
     dqkv = empty(qkv.shape, np.uint16)
-    deep, rows, summed = _up(width // 3 // num_heads, SIDE), _up(tokens, LANES), _up(tokens, SIDE)
+    deep, rows, summed = tiled(width // 3 // num_heads), padded(tokens), tiled(tokens)
     most, most_summed = min(QUERIES, rows), min(QUERIES, summed)
     whole = 2 * most * rows + most * deep + 2 * rows * deep
     halves = 4 * summed * deep + 2 * rows * deep + most_summed * (deep + rows + 2 * summed)
@@ -325,7 +321,3 @@ def attend_backward(
         threads(),
     )
     return dqkv
-
-
-def _up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit

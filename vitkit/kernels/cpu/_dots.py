@@ -20,7 +20,8 @@ from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._tile import tiles
 from vitkit.kernels.cpu._vectors import VECTOR, Bfloat
 
-ROWS, REST = 12, 4  # rows of a tile, of two vectors, and of those for what is left of 16 or 32
+ROWS, REST = 12, 4  # rows of a tile of two vectors, and of one for what is left: they come in fours
+ROW_UNIT, DEPTH_UNIT = REST, 2
 
 
 def _add_dots(builder: Any, pair: Any, row: Any, total: Any) -> Any:
@@ -72,7 +73,7 @@ def multiply_tiles(
 def multiply_rows(
     rows: int, depth: int, a: int, a_row: int, panel: int, c: int, c_row: int, soon: Soon
 ) -> None:
-    """Do as :func:`vitkit.kernels.cpu._amx.multiply_rows`, asking for what is needed next."""
+    """Do as :func:`vitkit.kernels.cpu._amx.multiply_rows`, and ask for ``soon`` meanwhile."""
     for r in range(0, rows, ROWS):
         i = min(r, rows - ROWS)
         ask_for_tile(soon, i, 0, ROWS, SIDE)

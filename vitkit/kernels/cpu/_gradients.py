@@ -19,7 +19,7 @@ from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._rows import add_to, share
 from vitkit.kernels.cpu._tile import tiles
 
-STEPS = 128  # rows that are multiplied at once
+STEPS = 128  # rows that are multiplied at once: what a tile reads of them stays in the cache
 BLOCK = 384  # rows, and columns, of the weight's gradient that stay in the cache
 # A tile here is tall and narrow: what it reads of dy and x lies in whole lines of the cache.
 ROWS, REST, VECTORS = (12, 4, 2) if LANES == 16 else (6, 2, 2)
@@ -75,11 +75,11 @@ def _add_rows(
     sums: np.ndarray,
     edge: np.ndarray,
 ) -> None:
-    """Add STEPS rows to a block of dy^T x, and ask for the rows that follow."""
+    """Add up to STEPS rows to a block of dy^T x, and ask for the rows that follow."""
     count = min(STEPS, dy.shape[0] - first)
     dy_row, x_row = dy.shape[1] * 4, x.shape[1] * 4
     ahead, done = first + STEPS, 0
-    tiles = ((i1 - i0 + ROWS - 1) // ROWS) * ((j1 - j0 + WIDTH - 1) // WIDTH)
+    all_tiles = ((i1 - i0 + ROWS - 1) // ROWS) * ((j1 - j0 + WIDTH - 1) // WIDTH)
     for j in range(j0, j1, WIDTH):
         width = min(WIDTH, j1 - j)
         place, step = x.ctypes.data + first * x_row + j * 4, x_row
@@ -87,9 +87,9 @@ def _add_rows(
             _copy_edge(x, first, count, j, width, edge)
             place, step = edge.ctypes.data, WIDTH * 4
         for i in range(i0, i1, ROWS):
-            # A few lines with each tile: asked for all at once, they would be waited for.
-            before, done = STEPS * done // tiles, done + 1
-            wanted = STEPS * done // tiles - before
+            # The same few rows with each tile: asked for at once, they would be waited for.
+            before, done = STEPS * done // all_tiles, done + 1
+            wanted = STEPS * done // all_tiles - before
             ask_for_rows(x, ahead + before, j0, wanted, j1 - j0)
             ask_for_rows(dy, ahead + before, i0, wanted, i1 - i0)
             _add_tile(
@@ -117,21 +117,26 @@ def add_weight_gradient(
     """Add dy^T x to a weight's gradient, and the column sums of dy to a bias's."""
     width, depth = dweight.shape
     tall = width >= depth  # each thread takes some rows, and all columns, or the other way round
+    if not tall:  # each must meet the rows of dy, since it sums its share of their columns
+        parts = min(parts, (depth + WIDTH - 1) // WIDTH)
     for t in prange(parts):
         sums, edge = scratch[t, : BLOCK * BLOCK], scratch[t, BLOCK * BLOCK :]
-        mine, end = share(width, ROWS, t, parts)
-        start, last, left, right = (mine, end, 0, depth) if tall else (0, width, 0, depth)
-        if not tall:
+        first_sum, last_sum = share(width, ROWS, t, parts)
+        top, bottom, left, right = 0, width, 0, depth
+        if tall:
+            top, bottom = first_sum, last_sum
+        else:
             left, right = share(depth, WIDTH, t, parts)
-        for i0 in range(start, last, BLOCK):
-            i1 = min(i0 + BLOCK, last)
+        for i0 in range(top, bottom, BLOCK):
+            i1 = min(i0 + BLOCK, bottom)
+            c0 = max(i0, first_sum)
+            c1 = max(min(i1, last_sum), c0)
             for j0 in range(left, right, BLOCK):
                 j1 = min(j0 + BLOCK, right)
                 for first in range(0, dy.shape[0], STEPS):
                     if j0 == left:
-                        columns = slice(max(i0, mine), max(min(i1, end), max(i0, mine)))
                         for k in range(first, min(first + STEPS, dy.shape[0])):
-                            add_to(dy[k, columns], dbias[columns])
+                            add_to(dy[k, c0:c1], dbias[c0:c1])
                     _add_rows(dy, x, first, i0, i1, j0, j1, sums, edge)
                 for i in range(i0, i1):
                     line = sums[(i - i0) * BLOCK : (i - i0) * BLOCK + j1 - j0]
@@ -202,25 +207,30 @@ def add_weight_gradient_pairs(
     """Do as :func:`add_weight_gradient` for bfloat16; widths are multiples of SIDE."""
     width, depth = dweight.shape
     tall = width >= depth
+    if not tall:
+        parts = min(parts, depth // SIDE)
     for t in prange(parts):
         configure_tiles()
         work, row = scratch[t].view(np.uint32), depth * 4
-        start, end, left, right = 0, width, 0, depth
+        first_sum, last_sum = share(width, SIDE, t, parts)
+        top, bottom, left, right = 0, width, 0, depth
         if tall:
-            start, end = share(width, SIDE, t, parts)
+            top, bottom = first_sum, last_sum
         else:
             left, right = share(depth, SIDE, t, parts)
-        for i0 in range(start, end, BLOCK):
-            i1 = min(i0 + BLOCK, end)
+        for i0 in range(top, bottom, BLOCK):
+            i1 = min(i0 + BLOCK, bottom)
+            c0 = max(i0, first_sum)
+            c1 = max(min(i1, last_sum), c0)
             for j0 in range(left, right, BLOCK):
                 j1 = min(j0 + BLOCK, right)
                 for first in range(0, dy.shape[0], TILE_STEPS):
                     taken = min(TILE_STEPS, dy.shape[0] - first)
                     count = (taken + SIDE - 1) // SIDE * SIDE
                     _pack_steps(dy, x, i0, i1, j0, j1, first, count, work)
-                    if j0 == 0:
+                    if j0 == left:
                         for k in range(first, first + taken):
-                            add_to(dy[k, i0:i1], dbias[i0:i1])
+                            add_to(dy[k, c0:c1], dbias[c0:c1])
                     for j in range(j0, j1, SIDE):
                         add_columns(
                             i1 - i0,

@@ -15,17 +15,17 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from vitkit.kernels.cpu._compile import serial, widest_vectors
-from vitkit.kernels.cpu._vectors import Bfloat
+from vitkit.kernels.cpu._vectors import WORD, Bfloat
 
-WORD, HALF = ir.IntType(32), ir.IntType(16)
+HALF = ir.IntType(16)
 
 
 @intrinsic
 def to_bits(context: Any, x: Any) -> Any:
     """Round a float32 to the nearest bfloat16, ties to even; NaN stays NaN.
 
-    A processor that multiplies bfloat16 has an instruction for it. As for its products, what is
-    smaller than the smallest normal number is zero.
+    A processor that multiplies bfloat16 has an instruction for it. As its products do, it takes
+    what is below the smallest normal number for zero.
     """
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -10,17 +10,22 @@ from vitkit.kernels.cpu._processor import bfloat16_unit
 
 if bfloat16_unit() == "avx512bf16":
     from vitkit.kernels.cpu._dots import (
+        DEPTH_UNIT,
+        ROW_UNIT,
         add_columns,
         configure_tiles,
         multiply_rows,
         multiply_tiles,
     )
-
-    ROW_UNIT, DEPTH_UNIT = 4, 2
-else:
-    from vitkit.kernels.cpu._amx import add_columns, configure_tiles, multiply_rows, multiply_tiles
-
-    ROW_UNIT, DEPTH_UNIT = 16, SIDE
+else:  # where there is neither, these are never called
+    from vitkit.kernels.cpu._amx import (
+        DEPTH_UNIT,
+        ROW_UNIT,
+        add_columns,
+        configure_tiles,
+        multiply_rows,
+        multiply_tiles,
+    )
 
 __all__ = [
     "DEPTH_UNIT",

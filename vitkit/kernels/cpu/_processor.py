@@ -11,6 +11,9 @@ from numba.core.registry import cpu_target
 
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA, SYS_ARCH_PRCTL = 0x1023, 18, 158
 
+VECTORS = {"avx512f", "avx512vl", "avx512bf16"}
+"""What rounds float32 to bfloat16, and multiplies it where there are no tiles."""
+
 
 @functools.cache
 def features() -> frozenset[str]:
@@ -28,8 +31,11 @@ LANES = 16 if "avx512f" in features() else 8 if "avx" in features() else 4
 
 @functools.cache
 def why_no_tiles() -> str:
-    """Return why there is no tile unit (AMX), or nothing; asks the system for it, once."""
-    missing = {"amx-tile", "amx-bf16", "avx512f"} - features()
+    """Return why there is no tile unit (AMX), or nothing; asks the system for it, once.
+
+    That is when kernels are loaded, since what is compiled depends on the answer.
+    """
+    missing = {"amx-tile", "amx-bf16", *VECTORS} - features()
     if missing:
         return f"the processor has no {', '.join(sorted(missing))}"
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
@@ -48,11 +54,11 @@ def bfloat16_unit() -> str:
     """
     if not why_no_tiles():
         return "amx"
-    return "avx512bf16" if {"avx512f", "avx512bf16"} <= features() else ""
+    return "" if VECTORS - features() else "avx512bf16"
 
 
 def why_no_bfloat16() -> str:
     """Return why bfloat16 has no kernels here, or nothing."""
     if bfloat16_unit():
         return ""
-    return f"{why_no_tiles()}; nor has it avx512bf16"
+    return f"{why_no_tiles()}, and there is no AVX-512 BF16"

@@ -1,8 +1,8 @@
 """Rows of attention scores, and how results of one head go to where they belong.
 
 Rows are as long as whole vectors; ``mask`` has 0 for every token and minus infinity behind them, so
-that no loop ends with single numbers. Everything is given by its address: for rows so short it
-would take longer to make views of them. ``like`` is an array of the dtype that is written.
+that no loop ends with single numbers. Rows are given by their addresses: for ones so short it would
+take longer to make views of them. ``like`` is any array of the dtype of what is not float32.
 """
 
 from __future__ import annotations
@@ -20,12 +20,6 @@ from vitkit.kernels.cpu._math import ZERO, F
 from vitkit.kernels.cpu._numbers import narrow, wide
 from vitkit.kernels.cpu._processor import LANES
 from vitkit.kernels.cpu._vectors import VECTOR, fma, get, load, over_vectors, put, spread, store
-
-
-@serial
-def padded(count: int) -> int:
-    """Return how many numbers whole vectors hold."""
-    return (count + LANES - 1) // LANES * LANES
 
 
 @serial
@@ -91,7 +85,7 @@ def _exponentials(
 def exponentials(
     row: int, mask: int, count: int, scale: float, out: int, like: np.ndarray
 ) -> tuple[float, float]:
-    """Write exponentials of scaled scores, relative to the largest; return it and their sum."""
+    """Write exponentials of scaled scores, less the largest; return that, scaled, and their sum."""
     largest = largest_of(row, mask, count)
     return largest * scale, _exponentials(row, out, count, largest, scale, like)
 
@@ -162,8 +156,8 @@ def score_gradients(
 ) -> None:
     """Write the probabilities of a row of scores, and the gradients of the scores.
 
-    ``scales`` are what scores are still to be multiplied by, and what their gradients are; the
-    largest score is as the row's are.
+    ``scales`` are the factor that the scores still lack, and that of their gradients. ``largest``
+    lacks the first, as the row does.
     """
     share = _math.exp(-log_total)  # subtracted before exp it would be lost beside huge scores
     numbers = (largest, scales[0], share, delta, scales[1])
@@ -200,23 +194,22 @@ def dot(x: np.ndarray, i: int, y: np.ndarray, j: int, count: int) -> float:
 
 
 @intrinsic
-def _put_row(context: Any, source: Any, count: Any, factor: Any, result: Any, like: Any) -> Any:
-    """Write float32, whole vectors, times a factor."""
-    half = _is_half(like)
+def _put_row(context: Any, source: Any, count: Any, factor: Any, result: Any) -> Any:
+    """Write float32, whole vectors, times a factor as bfloat16."""
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, count, factor, result, _ = arguments
+        source, count, factor, result = arguments
         factor = spread(builder, factor)
 
         def step(offset: Any, held: list[Any]) -> list[Any]:
             x = get(builder, source, offset, half=False)
-            put(builder, builder.fmul(x, factor), result, offset, half)
+            put(builder, builder.fmul(x, factor), result, offset, half=True)
             return []
 
         over_vectors(builder, count, [], step)
         return target.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.float32, types.intp, like), generate
+    return types.void(types.intp, types.intp, types.float32, types.intp), generate
 
 
 @serial
@@ -230,12 +223,12 @@ def put_rows(
     first: int,
     column: int,
 ) -> None:
-    """Write rows of a head, each times its factor, to some columns of the rows of y."""
+    """Write rows of a head, each times its factor, to some columns of the bfloat16 rows of y."""
     whole = width // LANES * LANES
     for i in range(count):
         source, factor = block.ctypes.data + i * step * 4, factors[i]
-        result = y.ctypes.data + ((first + i) * y.shape[1] + column) * y.itemsize
+        result = y.ctypes.data + ((first + i) * y.shape[1] + column) * 2
         if whole:
-            _put_row(source, whole, factor, result, y)
+            _put_row(source, whole, factor, result)
         for c in range(whole, width):
             y[first + i, column + c] = narrow(block[i * step + c] * factor, y)

@@ -1,9 +1,10 @@
-"""The innermost loop of every float32 matrix product: one tile of the result held in registers.
+"""The innermost loop of matrix products: one tile of the result held in registers.
 
-A tile is ``ROWS`` rows of 1 to ``VECTORS`` vectors. For each step along the summed axis it takes
-one number of each row of A and one row of vectors of B, and multiplies all with all. With AVX-512
-that is 6 x 64 results in 24 registers, 4 for B and the rest for A; written as LLVM's vectors, since
-no loop that Numba vectorizes keeps its sums in registers.
+A tile is some rows of some vectors. Those of :func:`multiply` are ``ROWS`` x 1 to ``VECTORS``;
+:func:`tiles` makes others, for another instruction if need be. For each step along the summed axis
+a tile takes one number of each row of A and one row of vectors of B, and multiplies all with all.
+With AVX-512 that is 6 x 64 results in 24 registers, 4 for B and the rest for A; written as LLVM's
+vectors, since no loop that Numba vectorizes keeps its sums in registers.
 """
 
 from __future__ import annotations

@@ -122,12 +122,11 @@ def get(builder: Any, row: Any, offset: Any, half: bool) -> Any:
 
 def exp(builder: Any, x: Any) -> Any:
     """Return e^x of a vector, as :func:`vitkit.kernels.cpu._math.exp` does of a number."""
-    lowest, highest = float(_math.SMALLEST), float(_math.LARGEST)
-    if LANES == 16:  # whose powers of two go to zero and to infinity by themselves
-        lowest, highest = -104.0, 100.0
-    below = builder.fcmp_ordered("<", x, whole(lowest))  # false for NaN, which is carried on
-    x = builder.select(below, whole(lowest), x)
-    x = builder.select(builder.fcmp_ordered(">", x, whole(highest)), whole(highest), x)
+    lowest = whole(float(_math.SMALLEST))
+    highest = whole(100.0 if LANES == 16 else float(_math.LARGEST))
+    below = builder.fcmp_ordered("<", x, lowest)  # false for NaN, which is carried on
+    x = builder.select(below, lowest, x)
+    x = builder.select(builder.fcmp_ordered(">", x, highest), highest, x)
     round_ = function(builder.module, f"llvm.rint.v{LANES}f32", VECTOR, VECTOR)
     n = builder.call(round_, [builder.fmul(x, whole(_math.LOG2_E))])
     r = fma(builder, n, whole(-_math.LN2_HIGH), x)
@@ -136,21 +135,20 @@ def exp(builder: Any, x: Any) -> Any:
     for coefficient in (_math.E1, _math.E2, _math.E3, _math.E4, _math.E5):
         p = fma(builder, p, r, whole(coefficient))
     y = builder.fadd(fma(builder, builder.fmul(p, r), r, r), whole(1.0))
-    if LANES == 16:
+    return builder.select(below, whole(0.0), _times_power_of_two(builder, y, n))
+
+
+def _times_power_of_two(builder: Any, y: Any, n: Any) -> Any:
+    if LANES == 16:  # one instruction, which ends in infinity by itself
         mask = ir.IntType(16)
-        scale = function(
-            builder.module,
-            "llvm.x86.avx512.mask.scalef.ps.512",
-            *[VECTOR] * 4,
-            mask,
-            WORD,
-        )
+        name = "llvm.x86.avx512.mask.scalef.ps.512"
+        scale = function(builder.module, name, VECTOR, VECTOR, VECTOR, VECTOR, mask, WORD)
         return builder.call(scale, [y, n, y, ir.Constant(mask, -1), ir.Constant(WORD, 4)])
     words = ir.VectorType(WORD, LANES)
     n = builder.select(builder.fcmp_ordered(">", n, whole(-126.0)), n, whole(-126.0))  # no NaN
     exponent = builder.add(builder.fptosi(n, words), ir.Constant(words, [127] * LANES))
     power = builder.shl(exponent, ir.Constant(words, [23] * LANES))
-    return builder.select(below, whole(0.0), builder.fmul(y, builder.bitcast(power, VECTOR)))
+    return builder.fmul(y, builder.bitcast(power, VECTOR))
 
 
 def is_nan(builder: Any, x: Any) -> Any:

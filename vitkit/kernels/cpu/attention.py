@@ -1,8 +1,9 @@
 """Attention one head at a time, in the cache; the meaning is in :mod:`vitkit.ops.attention`.
 
 Scores are made for a block of queries, turned into probabilities and multiplied by the values
-before the next block; no (N, N) array ever reaches memory. Of a head only keys and values are
-packed, transposed; all else is read and written where it lies, if its rows are whole vectors.
+before the next block; no (N, N) array ever reaches memory. Only a head's keys are packed,
+transposed, and for gradients its values; all else is read and written where it lies, if the rows of
+a head are whole vectors. What is spare is used only where they are not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numba import prange
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cpu._ahead import ask_for_head
-from vitkit.kernels.cpu._arrays import plain, served
+from vitkit.kernels.cpu._arrays import padded, plain, served
 from vitkit.kernels.cpu._compile import parallel, serial
 from vitkit.kernels.cpu._math import ONE, F
 from vitkit.kernels.cpu._memory import empty, scratch
@@ -26,7 +27,6 @@ from vitkit.kernels.cpu._scores import (
     exponentials,
     fill_mask,
     multiply_by,
-    padded,
     score_gradients,
 )
 from vitkit.kernels.cpu._threads import threads
@@ -126,29 +126,29 @@ def forward(
     count, wide, rows = largest.shape[0], padded(width), padded(tokens)
     line = rows * 4
     for t in prange(parts):
-        keys, rest = scratch[t, : width * rows], scratch[t, width * rows :]
-        values, rest = rest[: tokens * wide], rest[tokens * wide :]
+        keys_t, rest = scratch[t, : width * rows], scratch[t, width * rows :]
+        spare_v, rest = rest[: tokens * wide], rest[tokens * wide :]
         scores, rest = rest[: QUERIES * rows], rest[QUERIES * rows :]
-        result, mask = rest[: QUERIES * wide], rest[QUERIES * wide :][:rows]
+        spare, mask = rest[: QUERIES * wide], rest[QUERIES * wide :][:rows]
         fill_mask(mask, tokens)
         s = scores.ctypes.data
         for z in range(count * t // parts, count * (t + 1) // parts):
             first, column = z // heads * tokens, z % heads * width
             ask_for_head(qkv, z + 1, heads, tokens, width, 3)
-            transposed(qkv, first, dim + column, tokens, width, scale, keys)
-            v, v_row = vectors_of(qkv, first, 2 * dim + column, tokens, width, values)
+            transposed(qkv, first, dim + column, tokens, width, scale, keys_t)
+            v, v_row = vectors_of(qkv, first, 2 * dim + column, tokens, width, spare_v)
             for i0 in range(0, tokens, QUERIES):
                 taken = min(QUERIES, tokens - i0)
                 q, q_row = place_of(qkv, first + i0, column)
-                multiply(taken, tokens, width, q, q_row, 4, keys.ctypes.data, line, s, line, 0)
+                multiply(taken, tokens, width, q, q_row, 4, keys_t.ctypes.data, line, s, line, 0)
                 for i in range(taken):
                     row = s + i * line
                     top, total = exponentials(row, mask.ctypes.data, rows, ONE, row, scores)
                     multiply_by(row, rows, ONE / total)
                     largest[z, i0 + i], log_total[z, i0 + i] = top, math.log(total)
-                out, out_row = room_for(y, first + i0, column, width, result)
+                out, out_row = room_for(y, first + i0, column, width, spare)
                 multiply(taken, width, tokens, s, line, 4, v, v_row, out, out_row, 0)
-                put_back(result, taken, width, y, first + i0, column)
+                put_back(spare, taken, width, y, first + i0, column)
 
 
 @parallel
@@ -174,12 +174,12 @@ def backward(
     for t in prange(parts):
         keys_t, rest = scratch[t, : width * rows], scratch[t, width * rows :]
         values_t, rest = rest[: width * rows], rest[width * rows :]
-        keys, rest = rest[: tokens * wide], rest[tokens * wide :]
-        dkeys, rest = rest[: tokens * wide], rest[tokens * wide :]
-        dvalues, rest = rest[: tokens * wide], rest[tokens * wide :]
-        queries, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
-        dresult, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
-        dqueries, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
+        spare_k, rest = rest[: tokens * wide], rest[tokens * wide :]
+        spare_dk, rest = rest[: tokens * wide], rest[tokens * wide :]
+        spare_dv, rest = rest[: tokens * wide], rest[tokens * wide :]
+        spare_q, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
+        spare_d, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
+        spare_dq, rest = rest[: QUERIES * wide], rest[QUERIES * wide :]
         scores, rest = rest[: QUERIES * rows], rest[QUERIES * rows :]
         dscores, mask = rest[: QUERIES * rows], rest[QUERIES * rows :][:rows]
         fill_mask(mask, tokens)
@@ -191,14 +191,14 @@ def backward(
             ask_for_head(y, z + 1, heads, tokens, width, 1)
             transposed(qkv, first, dim + column, tokens, width, scales[1], keys_t)
             transposed(qkv, first, 2 * dim + column, tokens, width, ONE, values_t)
-            k, k_row = vectors_of(qkv, first, dim + column, tokens, width, keys)
-            dk, dk_row = room_for(dqkv, first, dim + column, width, dkeys)
-            dv, dv_row = room_for(dqkv, first, 2 * dim + column, width, dvalues)
+            k, k_row = vectors_of(qkv, first, dim + column, tokens, width, spare_k)
+            dk, dk_row = room_for(dqkv, first, dim + column, width, spare_dk)
+            dv, dv_row = room_for(dqkv, first, 2 * dim + column, width, spare_dv)
             for i0 in range(0, tokens, QUERIES):
                 taken, adds = min(QUERIES, tokens - i0), 1 if i0 else 0
-                q, q_row = vectors_of(qkv, first + i0, column, taken, width, queries)
-                d, d_row = vectors_of(dy, first + i0, column, taken, width, dresult)
-                dq, dq_row = room_for(dqkv, first + i0, column, width, dqueries)
+                q, q_row = vectors_of(qkv, first + i0, column, taken, width, spare_q)
+                d, d_row = vectors_of(dy, first + i0, column, taken, width, spare_d)
+                dq, dq_row = room_for(dqkv, first + i0, column, width, spare_dq)
                 multiply(taken, tokens, width, q, q_row, 4, keys_t.ctypes.data, line, s, line, 0)
                 multiply(taken, tokens, width, d, d_row, 4, values_t.ctypes.data, line, ds, line, 0)
                 for i in range(taken):
@@ -219,13 +219,9 @@ def backward(
                 multiply(taken, width, tokens, ds, line, 4, k, k_row, dq, dq_row, 0)
                 multiply(tokens, width, taken, ds, 4, line, q, q_row, dk, dk_row, adds)
                 multiply(tokens, width, taken, s, 4, line, d, d_row, dv, dv_row, adds)
-                put_back(dqueries, taken, width, dqkv, first + i0, column)
-            put_back(dkeys, tokens, width, dqkv, first, dim + column)
-            put_back(dvalues, tokens, width, dqkv, first, 2 * dim + column)
-
-
-def _whole(count: int) -> int:
-    return -(-count // LANES) * LANES
+                put_back(spare_dq, taken, width, dqkv, first + i0, column)
+            put_back(spare_dk, tokens, width, dqkv, first, dim + column)
+            put_back(spare_dv, tokens, width, dqkv, first, 2 * dim + column)
 
 
 def attend(qkv: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -233,7 +229,7 @@ def attend(qkv: np.ndarray, num_heads: int) -> tuple[np.ndarray, np.ndarray, np.
     batch, tokens, width = qkv.shape
     y = empty((batch, tokens, width // 3))
     largest, log_total = (empty((batch, num_heads, tokens)) for _ in range(2))
-    wide, rows = _whole(width // 3 // num_heads), _whole(tokens)
+    wide, rows = padded(width // 3 // num_heads), padded(tokens)
     work = scratch(2 * wide * rows + QUERIES * (rows + wide) + rows)
     flat = (batch * num_heads, tokens)
     forward(
@@ -256,7 +252,7 @@ def attend_backward(
     batch, tokens, width = qkv.shape
     num_heads = log_total.shape[1]
     dqkv = empty(qkv.shape)
-    wide, rows = _whole(width // 3 // num_heads), _whole(tokens)
+    wide, rows = padded(width // 3 // num_heads), padded(tokens)
     work = scratch(5 * wide * rows + QUERIES * (2 * rows + 3 * wide) + rows)
     flat = (batch * num_heads, tokens)
     backward(
