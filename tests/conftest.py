@@ -57,6 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
 
 
+@pytest.fixture
+def kernels_on() -> None:
+    """Skip where the environment has every operation run by its reference."""
+    if ops._op.SWITCHED_OFF:
+        pytest.skip("VITKIT_KERNELS=off: no kernel is asked")
+
+
 def pytest_report_header() -> str:
     status = "not asked" if XP in ("numpy", "strict") else cuda_status().detail
     return f"vitkit: xp = {chosen_xp().__name__} (VITKIT_TEST_XP={XP}), GPU: {status}"

@@ -128,6 +128,7 @@ def test_tables(modules: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("kernels_on")
 def test_operations_one_by_one(tmp_path: Path) -> None:
     ops = "linear,linear_backward,layer_norm_backward,mlp_branch_backward_inplace,drop_path"
     found, shown = run(tmp_path, "cpu_kernels.py", "--only", ops)

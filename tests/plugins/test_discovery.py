@@ -263,6 +263,7 @@ def register_kernels(register):
 """
 
 
+@pytest.mark.usefixtures("kernels_on")
 def test_a_model_runs_on_the_kernels_of_installed_plugins(install: Any, said: list[str]) -> None:
     install("fast", KERNEL)
     layer = vitkit.nn.Activation(vitkit.nn.ACTIVATIONS["relu"], xp=np)

@@ -385,6 +385,7 @@ def test_another_version_of_the_hooks(api: int, cure: str, own: Plugins) -> None
     own.load(module, Plugin("zoo"))
 
 
+@pytest.mark.usefixtures("kernels_on")
 def test_a_plugins_kernel_is_asked_before_the_one_that_ships(own: Plugins) -> None:
     def fast(x: Any, *, xp: Any) -> Any:
         return NotImplemented if x.ndim == 1 else x + 7

@@ -63,6 +63,7 @@ def test_a_fault_is_named(fault: str) -> None:
     assert set(caught.value.failures) == PLANTED[fault].fails, caught.value
 
 
+@pytest.mark.usefixtures("kernels_on")
 def test_what_is_left_to_the_reference_is_said() -> None:
     layer_norm = outcomes(ops.layer_norm, ops.layer_norm.kernels["numpy"])["answers"]
     assert layer_norm.passed is None

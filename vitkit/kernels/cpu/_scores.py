@@ -173,8 +173,8 @@ def _dot(context: Any, x: Any, y: Any, count: Any, like: Any) -> Any:
         x, y, count, _ = arguments
 
         def step(offset: Any, held: list[Any]) -> list[Any]:
-            pair = (get(builder, row, offset, half) for row in (x, y))
-            return [fma(builder, *pair, held[0])]
+            one, other = (get(builder, row, offset, half) for row in (x, y))
+            return [fma(builder, one, other, held[0])]
 
         (sums,) = over_vectors(builder, count, [_vectors.whole(0.0)], step)
         return _vectors.total(builder, sums)

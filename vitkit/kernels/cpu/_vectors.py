@@ -56,7 +56,7 @@ def spread(builder: Any, number: Any) -> Any:
     return builder.shuffle_vector(first, undefined, lanes)
 
 
-def whole(value: float) -> Any:
+def whole(value: Any) -> Any:
     """Return a constant vector."""
     return ir.Constant(VECTOR, [float(value)] * LANES)
 
