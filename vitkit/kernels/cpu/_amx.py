@@ -185,8 +185,8 @@ def multiply_rows(
 ) -> None:
     """Write A times one panel of SIDE columns to C; at least SIDE rows.
 
-    The last rows are done twice rather than in a smaller tile. Nothing is asked for meanwhile: the
-    tiles wait for memory as it is.
+    The last rows are done twice rather than in a smaller tile. ``soon`` is not asked for: whether
+    that pays beside the tile unit has not been measured.
     """
     for r in range(0, rows, SIDE):
         i = min(r, rows - SIDE)

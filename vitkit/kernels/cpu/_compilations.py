@@ -19,7 +19,7 @@ from numba.extending import is_jitted
 
 PACKAGE = __name__.rpartition(".")[0]
 LINE = (
-    "Compiling the CPU kernels for this processor, once: about a minute in all. "
+    "Compiling the CPU kernels for this processor, once: a minute or two in all. "
     "'vitkit kernels compile' does it ahead."
 )
 
