@@ -10,18 +10,30 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vitkit.backend.cuda import cuda_status
+from vitkit.backend.graph import record_on_gpu
 from vitkit.backend.types import Array, ArrayModule
+from vitkit.backend.upload import PinnedUpload
 from vitkit.errors import BackendError, suggestion
 
 NAMES = ("auto", "cupy", "numpy")
 """What ``backend=`` may be; ``"auto"`` is CuPy where it works."""
 ALIASES = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}
 """What people write instead, for the hint in the error."""
+
+
+class Recording(Protocol):
+    """Work that was recorded as one graph."""
+
+    def replay(self) -> None:
+        """Ask the device to do all of it again, after what it has been asked before."""
+
+
+Recorder = Callable[[Callable[[], Any]], tuple[Recording, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,10 @@ class Backend:
         Wait until everything asked of the device has happened.
     special : str or module
         Where ``erf`` is: a module, or the name of one to import at first use.
+    record : callable, optional
+        What records work as one graph, as :func:`record` describes it.
+    uploader : callable, optional
+        Given an array, returns what writes host arrays to it while the device computes.
     """
 
     name: str
@@ -47,6 +63,8 @@ class Backend:
     to_numpy: Callable[[Array], np.ndarray]
     synchronize: Callable[[], None]
     special: str | ModuleType
+    record: Recorder | None = None
+    uploader: Callable[[Array], Callable[[np.ndarray], None]] | None = None
 
 
 def _nothing_to_wait_for() -> None:
@@ -63,7 +81,15 @@ def _cupy_synchronize() -> None:
 
 _BACKENDS = {
     "numpy": Backend("numpy", True, np.asarray, _nothing_to_wait_for, "scipy.special"),
-    "cupy": Backend("cupy", False, _cupy_to_numpy, _cupy_synchronize, "cupyx.scipy.special"),
+    "cupy": Backend(
+        "cupy",
+        False,
+        _cupy_to_numpy,
+        _cupy_synchronize,
+        "cupyx.scipy.special",
+        record_on_gpu,
+        PinnedUpload,
+    ),
 }
 
 
@@ -138,6 +164,53 @@ def to_numpy(array: Array) -> np.ndarray:
 def synchronize(xp: ArrayModule) -> None:
     """Wait for the device, as a timer must before it reads the clock."""
     backend_of(xp).synchronize()
+
+
+def can_record(xp: ArrayModule) -> bool:
+    """Return whether work on the arrays of ``xp`` can be recorded as one graph."""
+    return backend_of(xp).record is not None
+
+
+def record(function: Callable[[], Any], *, xp: ArrayModule) -> tuple[Recording, Any]:
+    """Call a function and record what it asks of the device, to be asked again as one.
+
+    A replay does the same to the same memory: arrays that the function reads must be written
+    where they are, and what it returned is written anew. Nothing in the function may wait for the
+    device or bring arrays to it.
+
+    Parameters
+    ----------
+    function : callable
+        Takes nothing. It should have been called before, so that all is compiled.
+    xp : module
+        The array module.
+
+    Returns
+    -------
+    recording : Recording
+        ``recording.replay()`` does it again.
+    result
+        What the function returned.
+
+    Raises
+    ------
+    BackendError
+        If there is nothing that records for ``xp``.
+    """
+    recorder = backend_of(xp).record
+    if recorder is None:
+        raise BackendError(f"Work on arrays of {xp.__name__} cannot be recorded as a graph.")
+    return recorder(function)
+
+
+def uploader(target: Array, *, xp: ArrayModule) -> Callable[[np.ndarray], None]:
+    """Return what writes a host array of its shape to ``target``, again and again."""
+    make = backend_of(xp).uploader
+    return make(target) if make is not None else lambda host: _write(target, host, xp)
+
+
+def _write(target: Array, host: np.ndarray, xp: ArrayModule) -> None:
+    target[...] = xp.asarray(host)
 
 
 def erf(x: Array, *, xp: ArrayModule) -> Array:

@@ -20,6 +20,8 @@ from vitkit.ops._op import SWITCHED_OFF, kernels_off
 from vitkit.registry import discover
 
 FOLDERS = {"numpy": "cpu", "cupy": "cuda"}
+FOR_GPUS = ("tf32", "float16")
+"""The precisions that no CPU kernel serves."""
 LOGGER = logging.getLogger("vitkit")
 
 
@@ -55,19 +57,31 @@ def served_precision(wanted: str, xp: ArrayModule, dtype: Any) -> str:
         raise ValueError(f"precision={wanted!r} needs dtype='float32'; got {np.dtype(dtype)}.")
     if kernels_off():
         return wanted
-    reason = _why_no_bfloat16(xp)
+    reason = _why_not(wanted, xp)
     if reason:
-        LOGGER.warning("precision='bfloat16' is computed in float32 here: %s.", reason)
+        LOGGER.warning("precision=%r is computed in float32 here: %s.", wanted, reason)
         return "float32"
     return wanted
 
 
-def _why_no_bfloat16(xp: ArrayModule) -> str:
-    """Return why bfloat16 would be no faster than float32, or nothing."""
+def _why_not(precision: str, xp: ArrayModule) -> str:
+    """Return why a precision would be no faster than float32, or nothing."""
+    if xp.__name__ == "numpy" and precision in FOR_GPUS:
+        return "it is for GPUs"
     reason = why_none(xp)
     if reason or xp.__name__ != "numpy":
-        return reason or f"there are no such kernels for {xp.__name__} yet"
+        return reason or _why_not_on_gpus(precision, xp)
     return str(importlib.import_module(f"{__name__}.cpu._processor").why_no_bfloat16())
+
+
+def _why_not_on_gpus(precision: str, xp: ArrayModule) -> str:
+    """Return why the kernels for GPUs do not serve a precision, or nothing."""
+    return f"there are no such kernels for {xp.__name__} yet"
+
+
+def import_cuda() -> str:
+    """Register the kernels for CuPy, which needs no GPU; return why that failed, or nothing."""
+    return _load_folder("cupy")
 
 
 @functools.cache

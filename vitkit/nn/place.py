@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from vitkit.nn.parameter import Parameter
 
 
+ALIGNMENT = 16  # numbers between which parameters begin: kernels read many at once, aligned
+
+
 @dataclass(frozen=True, eq=False)
 class FlatGroup:
     """The parameters with and without weight decay, each as one flat array.
+
+    A parameter begins at a multiple of 16 numbers; between two there may be a few that stay zero.
 
     Attributes
     ----------
@@ -48,7 +53,7 @@ def allocate(
     groups = []
     for decay in (True, False):
         members = [(name, p) for name, p in parameters if p.decay is decay][::-1]
-        size = sum(p.size for _, p in members)
+        size = sum(_whole(p.size) for _, p in members)
         values, grads = xp.zeros(size, dtype), xp.zeros(size, dtype)
         slices, start = {}, 0
         for name, parameter in members:
@@ -56,12 +61,16 @@ def allocate(
             parameter.name = name
             parameter.value = values[part].reshape(parameter.shape)
             parameter.grad = grads[part].reshape(parameter.shape)
-            start = part.stop
+            start += _whole(parameter.size)
         if members:
             groups.append(FlatGroup(decay, values, grads, slices))
         for _, parameter in members:
             parameter.group = groups[-1]
     return tuple(groups)
+
+
+def _whole(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def draw(parameter: Parameter, seed: int) -> np.ndarray:

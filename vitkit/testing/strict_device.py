@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitkit.backend import Backend, register_backend
+from vitkit.testing import recording
 
 # The public names of cupy 14.2.0; for a function also the names of its parameters (those that may
 # be given by keyword, for a ufunc), and null where CuPy does not say.
@@ -46,6 +47,8 @@ WAITING = frozenset(
 NOT_IMITATED = frozenset(
     "apply_along_axis apply_over_axes fromfunction piecewise vectorize".split()
 )
+
+PRODUCTS = frozenset("dot einsum inner matmul outer tensordot vdot".split())  # by cuBLAS
 
 TO_ARRAY = frozenset("allclose array_equal array_equiv".split())  # Python bools in NumPy
 
@@ -69,6 +72,7 @@ def count_syncs() -> Iterator[list[str]]:
 
 
 def _sync(what: str) -> None:
+    recording.refuse(f"a wait for the device ({what})")
     for counter in _counters:
         counter.append(what)
 
@@ -79,6 +83,12 @@ class Flags(NamedTuple):
     c_contiguous: bool
     f_contiguous: bool
     owndata: bool
+
+
+class Memory(NamedTuple):
+    """Where an array lies, as CuPy's ``array.data`` says it."""
+
+    ptr: int
 
 
 class DeviceArray:
@@ -150,18 +160,28 @@ class DeviceArray:
     def __getitem__(self, index: Any) -> DeviceArray:
         if _has_mask(index):
             _sync("boolean mask")
-        return DeviceArray(np.asarray(self._a[_as_view(_host(index))]))
+        place = _as_view(_host(index))
+        found = np.asarray(self._a[place])
+        recording.note_result(lambda a: a[place], (self._a,), {}, found)
+        return DeviceArray(found)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if _has_mask(index) and np.ndim(_host(value)) > 0:
             _sync("boolean mask")
-        self._a[_host(index)] = _host(value)
+        place, source, target = _host(index), _host(value), self._a
+        target[place] = source
+        recording.note(lambda: target.__setitem__(place, source))
 
     @property
     def flags(self) -> Flags:
         """What CuPy says about the memory."""
         own = self._a.flags
         return Flags(own.c_contiguous, own.f_contiguous, own.owndata)
+
+    @property
+    def data(self) -> Memory:
+        """Where the memory is."""
+        return Memory(self._a.ctypes.data)
 
     @property
     def T(self) -> DeviceArray:
@@ -225,11 +245,14 @@ def _function(
             raise TypeError(f"cupy.{name} takes arrays and numbers, not lists.")
         if name in WAITING or (name == "where" and len(args) == 1):
             _sync(name)
-        result = function(
-            *(_host(arg) for arg in args), **{key: _host(arg) for key, arg in kwargs.items()}
-        )
-        if name in TO_ARRAY:
+        if name in PRODUCTS:
+            recording.refuse(f"cuBLAS, as cupy.{name} calls it,")
+        given = [_host(arg) for arg in args]
+        named = {key: _host(arg) for key, arg in kwargs.items()}
+        result = function(*given, **named)
+        if isinstance(result, np.generic) or name in TO_ARRAY:
             result = np.asarray(result)
+        recording.note_result(function, given, named, result)
         return _device(result, (*args, *kwargs.values()))
 
     call.__name__ = call.__qualname__ = name
@@ -241,8 +264,18 @@ def _operator(name: str) -> Callable[..., Any]:
     def operate(self: DeviceArray, *others: Any) -> Any:
         if any(isinstance(other, (list, tuple)) for other in others):
             raise TypeError("Unsupported type: a list or tuple beside a device array.")
-        result = getattr(self._a, name)(*(_host(other) for other in others))
-        return result if result is NotImplemented else _device(result, (self,))
+        if "matmul" in name:
+            recording.refuse("cuBLAS, as cupy.matmul calls it,")
+        given = [self._a, *(_host(other) for other in others)]
+        result = getattr(self._a, name)(*given[1:])
+        if result is NotImplemented:
+            return result
+        result = np.asarray(result)
+        if name.startswith("__i") and name != "__invert__":
+            recording.note(lambda: getattr(given[0], name)(*given[1:]))
+        else:
+            recording.note_result(lambda a, *b: getattr(a, name)(*b), given, {}, result)
+        return _device(result, (self,))
 
     return operate
 
@@ -281,8 +314,13 @@ def array(values: Any, dtype: Any = None, copy: bool = True) -> DeviceArray:
     """Bring values to the device, the explicit way; a device array is copied unless told not to."""
     if isinstance(values, DeviceArray):
         same = dtype is None or np.dtype(dtype) == values._a.dtype
-        return values if same and not copy else DeviceArray(np.array(values._a, dtype))
+        if same and not copy:
+            return values
+        source, copied = values._a, np.array(values._a, dtype)
+        recording.note(lambda: np.copyto(copied, source, casting="unsafe"))
+        return DeviceArray(copied)
     _refuse_device_arrays(values)
+    recording.refuse("bringing an array to the device")
     made = np.array(values, dtype)
     if made.dtype.kind not in "biufc":
         raise ValueError(f"Unsupported dtype {made.dtype}")
@@ -332,7 +370,10 @@ class StrictModule(ModuleType):
 def _erf(x: DeviceArray) -> DeviceArray:
     # Imported at first use: SciPy takes longer to import than the rest of vitkit.
     special: Any = importlib.import_module("scipy.special")
-    return DeviceArray(np.asarray(special.erf(_only_device(x))))
+    source = _only_device(x)
+    result = np.asarray(special.erf(source))
+    recording.note_result(special.erf, (source,), {}, result)
+    return DeviceArray(result)
 
 
 def _only_device(x: Any) -> np.ndarray:
@@ -357,5 +398,6 @@ register_backend(
         to_numpy=asnumpy,
         synchronize=lambda: _sync("synchronize"),
         special=_special,
+        record=recording.record,
     )
 )

@@ -1,0 +1,94 @@
+"""Matrix products of what is stored as float32, bfloat16 or float16; sums are float32.
+
+On CuPy they are those of cuBLASLt (:mod:`vitkit.kernels.cuda._cublaslt`), which fuses what is added
+and can be part of a captured graph, as CuPy's own cannot. Where that library is missing, and on any
+other array module, they are the module's own, of operands that are widened first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vitkit.backend import Array, ArrayModule
+from vitkit.backend.precision import operand, stored
+
+DTYPES = {"float32": "float32", "tf32": "float32", "bfloat16": "uint16", "float16": "float16"}
+"""What a number is stored as, by precision."""
+PRECISIONS = {"float32": "float32", "uint16": "bfloat16", "float16": "float16"}
+"""What a stored number is, by its dtype."""
+
+
+def rows(x: Array) -> Array:
+    """Return the array with every axis but the last folded into one."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def multiply(
+    a: Array,
+    b: Array,
+    out: Array,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    bias: Array | None = None,
+    plus: Array | None = None,
+    precision: str = "float32",
+    xp: ArrayModule,
+) -> None:
+    """Write ``op(a) op(b) + bias + plus`` to ``out``, a matrix or one for each of a batch.
+
+    Parameters
+    ----------
+    a, b : array, shape (m, k) and (k, n), or (B, m, k) and (B, k, n)
+        The operands, of one dtype and without gaps; those to be transposed have their last two
+        axes swapped.
+    out : array, shape (m, n) or (B, m, n)
+        Where to, float32 or the dtype of the operands.
+    transpose_a, transpose_b : bool, default False
+        What ``op`` does.
+    bias : array, shape (n,), optional
+        Added to each row; float32.
+    plus : array, optional
+        Added to the result; like ``out``, and may be ``out``.
+    precision : str, default "float32"
+        ``"tf32"`` where float32 operands may be rounded; else the dtype says it.
+    xp : module
+        The array module.
+    """
+    PRODUCTS.get(xp.__name__, by_the_module)(
+        a, b, out, transpose_a, transpose_b, bias, plus, precision, xp
+    )
+
+
+def by_the_module(
+    a: Array,
+    b: Array,
+    out: Array,
+    transpose_a: bool,
+    transpose_b: bool,
+    bias: Array | None,
+    plus: Array | None,
+    precision: str,
+    xp: ArrayModule,
+) -> None:
+    """Do as :func:`multiply` by the operators of the array module."""
+    left, right = (_widened(each, precision, xp) for each in (a, b))
+    left = left.swapaxes(-1, -2) if transpose_a else left
+    right = right.swapaxes(-1, -2) if transpose_b else right
+    product = left @ right
+    if bias is not None:
+        product += bias
+    if plus is not None:
+        product += _widened(plus, "float32", xp)
+    out[...] = stored(product, PRECISIONS[out.dtype.name], xp=xp)
+
+
+def _widened(x: Array, precision: str, xp: ArrayModule) -> Array:
+    kind = PRECISIONS[x.dtype.name]
+    return operand(x, precision if kind == "float32" else kind, xp=xp)
+
+
+Product = Callable[[Array, Array, Array, bool, bool, Array | None, Array | None, str, Any], None]
+PRODUCTS: dict[str, Product] = {}
+"""What multiplies the arrays of an array module, by its name; others multiply by themselves."""
