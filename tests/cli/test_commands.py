@@ -235,7 +235,9 @@ def test_bench_of_sizes_that_do_not_fit(vitkit_: Any) -> None:
 def test_bench_of_a_precision_that_nobody_has(vitkit_: Any) -> None:
     end = vitkit_("bench", "--precision", "float8")
     assert end.returncode == 2
-    assert end.stderr == "vitkit: --precision: got 'float8'; expected one of float32, bfloat16\n"
+    assert end.stderr == (
+        "vitkit: --precision: got 'float8'; expected one of float32, tf32, bfloat16, float16\n"
+    )
 
 
 def test_the_configuration_of_a_run_is_its_own(run_folder: Path) -> None:

@@ -121,8 +121,8 @@ def test_a_precision_that_there_is_not(vitkit_: Any) -> None:
     end = vitkit_("train", "--precision", "float8")
     assert (end.returncode, end.stdout) == (2, "")
     assert end.stderr == (
-        "vitkit: train.precision: got 'float8' from a flag, expected 'float32' or 'bfloat16'; did "
-        "you mean 'float32'?\n"
+        "vitkit: train.precision: got 'float8' from a flag, expected 'float32', 'tf32', 'bfloat16' "
+        "or 'float16'; did you mean 'float32'?\n"
     )
 
 

@@ -63,7 +63,7 @@ def test_nothing_can_be_changed() -> None:
         (TrainConfig, "ema_decay", 1.0),
         (TrainConfig, "loss", "mse()()"),
         (TrainConfig, "epoch", 3),
-        (TrainConfig, "precision", "float16"),
+        (TrainConfig, "precision", "float8"),
         (TrainConfig, "precision", None),
         (TrainConfig, "callbacks", "printer"),
         (TrainConfig, "callbacks", ["printer(3)"]),

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 import vitkit.checkpoint.files as files
-from vitkit import kernels
+from vitkit import kernels, ops
 from vitkit._version import __version__
 from vitkit.backend.cuda import CudaStatus
 from vitkit.config.load import load
@@ -68,9 +68,9 @@ def arrays_of(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     return files.load(find_checkpoint(folder, "last")).arrays
 
 
-def assert_same_arrays(folder: Path, other: Path) -> None:
+def assert_same_arrays(folder: Path, other: Path, *more: str) -> None:
     found, expected = arrays_of(folder), arrays_of(other)
-    assert found.keys() == expected.keys() == {"model", "optim", "ema"}
+    assert found.keys() == expected.keys() == {"model", "optim", "ema", *more}
     for stem, arrays in expected.items():
         assert found[stem].keys() == arrays.keys()
         for name, array in arrays.items():
@@ -202,15 +202,46 @@ def test_a_machine_without_bfloat16_computes_the_run_in_float32(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = tmp_path / "run"
-    monkeypatch.setattr(kernels, "_why_no_bfloat16", lambda xp: "")
+    monkeypatch.setattr(kernels, "_why_not", lambda precision, xp: "")
     run(configure("train.precision=bfloat16", "backend=numpy"), folder, Silent())
     assert restore(folder).model.precision == "bfloat16"
     assert caplog.messages == []
-    monkeypatch.setattr(kernels, "_why_no_bfloat16", lambda xp: "it is an old one")
+    monkeypatch.setattr(kernels, "_why_not", lambda precision, xp: "it is an old one")
     assert restore(folder).model.precision == "float32"
     assert caplog.messages == [
         "precision='bfloat16' is computed in float32 here: it is an old one."
     ]
+
+
+def test_a_run_in_float16_is_resumed_with_its_loss_scale(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    whole, parts, display = tmp_path / "whole", tmp_path / "parts", Silent()
+    asked = ("train.precision=float16", "model.dropout=0.0", "backend=numpy")
+    with ops.reference_only():  # no kernel for CPUs serves it
+        run(configure(*asked), whole, display)
+        run(configure(*asked), parts, Silent(stop_at=3))
+        stopped = arrays_of(parts)["loss_scale"]
+        assert (stopped["scale"], stopped["good_steps"], stopped["skipped"]) == (65536, 3, 0)
+        run(configure(file=parts / "config.toml"), parts, Silent(), resume=True)
+    assert ", products of float16; " in display.said[0]
+    assert arrays_of(parts)["loss_scale"]["good_steps"] == 8
+    assert_same_arrays(parts, whole, "loss_scale")
+    assert rows_of(parts) == rows_of(whole)
+
+
+def test_a_run_may_change_its_precision_when_resumed(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder, asked = tmp_path / "run", ("model.dropout=0.0", "backend=numpy")
+    for precision, stop_at, kept in (("float32", 2, 0), ("float16", 5, 3), ("float32", 7, 0)):
+        options = [*asked, f"train.precision={precision}"]
+        file = folder / "config.toml" if folder.exists() else None
+        with ops.reference_only():
+            config = configure(*options, file=file)
+            run(config, folder, Silent(stop_at=stop_at), resume=file is not None)
+        scale = arrays_of(folder).get("loss_scale", {"good_steps": 0})
+        assert scale["good_steps"] == kept
 
 
 def test_a_profile_is_written_and_shown(

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from vitkit import ViT, kernels, ops
+from vitkit.kernels.ahead import BRANCHES
+from vitkit.kernels.state import operations
 
 SIZES = {"image_size": 8, "in_channels": 1, "num_classes": 3, "dim": 32, "depth": 1, "num_heads": 1}
 LOADED = (
@@ -42,13 +44,24 @@ def test_the_environment_turns_them_off() -> None:
 
 
 def test_an_unknown_precision_is_an_error() -> None:
-    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16; got 'fp8'"):
+    known = "float32, tf32, bfloat16, float16"
+    with pytest.raises(ValueError, match=f"precision must be one of {known}; got 'fp8'"):
         ViT("Ti/4", **SIZES, precision="fp8")
 
 
 def test_bfloat16_needs_float32() -> None:
     with pytest.raises(ValueError, match="precision='bfloat16' needs dtype='float32'; got float64"):
         ViT("Ti/4", **SIZES, precision="bfloat16", dtype="float64")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float16"])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_cpu_kernels_leave_other_precisions_to_the_references(name: str, precision: str) -> None:
+    if reason := kernels.why_none(np):
+        pytest.skip(f"no CPU kernels here: {reason}")
+    args, options = BRANCHES[name](precision)
+    kernel = operations()[name].kernels["numpy"]
+    assert kernel(*args, **options, xp=np) is NotImplemented
 
 
 def test_among_references_bfloat16_rounds_as_it_says() -> None:

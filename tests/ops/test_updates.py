@@ -156,3 +156,32 @@ def test_ema_moves_by_what_is_left(xp: ArrayModule) -> None:
     updates.ema_update_inplace(average, w, decay=0.75, xp=xp)
     assert average.dtype == np.float32
     assert_close(average, np.asarray([1.5, 2.0], "float32"))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", [name for name in RULES if RULES[name][1] is ADAM])
+def test_the_count_may_be_an_array(
+    name: str, dtype: str, xp: ArrayModule, rng: np.random.Generator
+) -> None:
+    start = rng.standard_normal(7).astype(dtype)
+    g = rng.standard_normal(7).astype(dtype)
+    both = []
+    for kind in (int, xp.asarray):
+        w = xp.asarray(start.copy())
+        m, v = xp.zeros_like(w), xp.zeros_like(w)
+        for step in (1, 2, 3000):
+            getattr(updates, name)(w, xp.asarray(g), m, v, **ADAM, step=kind(step), xp=xp)
+        assert w.dtype == dtype
+        both.append(to_numpy(w))
+    assert_close(both[1], both[0])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_decay_of_an_average_may_be_an_array(dtype: str, xp: ArrayModule) -> None:
+    both = []
+    for decay in (0.3, xp.asarray(0.3)):
+        average = xp.asarray(np.asarray([1.0, 2.0, -3.0], dtype))
+        updates.ema_update_inplace(average, xp.ones(3, dtype), decay=decay, xp=xp)
+        assert average.dtype == dtype
+        both.append(to_numpy(average))
+    np.testing.assert_array_equal(both[1], both[0])

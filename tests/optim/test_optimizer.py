@@ -47,7 +47,7 @@ def test_an_optimizer_of_one_method(make_model: Any, set_gradients: Any) -> None
     optimizer = SignDescent(weight_decay=0.1).attach(model)
     before, gradients = model.state_dict(), set_gradients(model, 0)
     optimizer.step()
-    assert optimizer.calls == [g.values.shape for g in model.groups]
+    assert optimizer.calls == [([*g.slices.values()][-1].stop,) for g in model.groups]
     after = model.state_dict()
     for name, parameter in model.named_parameters():
         decay = 0.1 if parameter.decay else 0.0

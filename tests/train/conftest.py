@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitkit import ops
 from vitkit.backend import ArrayModule, philox
 from vitkit.data import ArrayDataset
 from vitkit.models import ViT
@@ -42,6 +43,19 @@ def make_model(xp: ArrayModule) -> Callable[..., ViT]:
         sizes = {"image_size": 8, "in_channels": 1, "num_classes": 4, "dim": 16, "depth": 2}
         sizes |= {"num_heads": 2, "mlp_dim": 32, "seed": 1, "xp": xp}
         return ViT("Ti/4", **{**sizes, **options})
+
+    return make
+
+
+@pytest.fixture
+def half(make_model: Callable[..., ViT]) -> Callable[..., ViT]:
+    """Return a function that makes a model that computes in float16, by references."""
+
+    def make(**options: Any) -> ViT:
+        with ops.reference_only():
+            model = make_model(precision="float16", **options)
+        assert model.precision == "float16"
+        return model
 
     return make
 

@@ -26,6 +26,10 @@ ALIASES = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}
 """What people write instead, for the hint in the error."""
 
 
+def _nothing_to_wait_for() -> None:
+    """NumPy computes before it returns."""
+
+
 class Recording(Protocol):
     """Work that was recorded as one graph."""
 
@@ -56,6 +60,10 @@ class Backend:
         What records work as one graph, as :func:`record` describes it.
     uploader : callable, optional
         Given an array, returns what writes host arrays to it while the device computes.
+    release : callable
+        Gives memory that is kept for later back to the device.
+    free : callable, optional
+        Returns how many bytes of the device's memory are free, and how many there are.
     """
 
     name: str
@@ -65,14 +73,23 @@ class Backend:
     special: str | ModuleType
     record: Recorder | None = None
     uploader: Callable[[Array], Callable[[np.ndarray], None]] | None = None
-
-
-def _nothing_to_wait_for() -> None:
-    """NumPy computes before it returns."""
+    release: Callable[[], None] = _nothing_to_wait_for
+    free: Callable[[], tuple[int, int]] | None = None
 
 
 def _cupy_to_numpy(array: Array) -> np.ndarray:
     return np.asarray(array.get())
+
+
+def _cupy_release() -> None:
+    cupy = sys.modules["cupy"]
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def _cupy_free() -> tuple[int, int]:
+    free, total = sys.modules["cupy"].cuda.runtime.memGetInfo()
+    return int(free), int(total)
 
 
 def _cupy_synchronize() -> None:
@@ -89,6 +106,8 @@ _BACKENDS = {
         "cupyx.scipy.special",
         record_on_gpu,
         PinnedUpload,
+        _cupy_release,
+        _cupy_free,
     ),
 }
 
@@ -201,6 +220,17 @@ def record(function: Callable[[], Any], *, xp: ArrayModule) -> tuple[Recording, 
     if recorder is None:
         raise BackendError(f"Work on arrays of {xp.__name__} cannot be recorded as a graph.")
     return recorder(function)
+
+
+def release_memory(xp: ArrayModule) -> None:
+    """Give memory that the array module keeps for later back to the device."""
+    backend_of(xp).release()
+
+
+def free_memory(xp: ArrayModule) -> tuple[int, int] | None:
+    """Return how many bytes of the device are free and how many there are, where it is known."""
+    free = backend_of(xp).free
+    return None if free is None else free()
 
 
 def uploader(target: Array, *, xp: ArrayModule) -> Callable[[np.ndarray], None]:

@@ -40,7 +40,7 @@ class Checkpoint:
     path : Path
         The directory.
     arrays : dict of str to dict of str to numpy.ndarray
-        By file stem (``"model"``, ``"optim"``, ``"ema"``), then by dotted name.
+        By file stem (``"model"``, ``"optim"``, ``"ema"``, ``"loss_scale"``), then by name.
     documents : dict of str to dict
         By file stem, such as ``"trainer"``.
     """

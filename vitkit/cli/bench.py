@@ -20,7 +20,7 @@ def bench(
     num_classes: Annotated[int, typer.Option("--num-classes", min=1, help="Outputs.")] = 10,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed repetitions.")] = 5,
     precision: Annotated[
-        str, typer.Option("--precision", help="float32, or bfloat16 where that is faster.")
+        str, typer.Option("--precision", help="float32, tf32, bfloat16 or float16.")
     ] = "float32",
     backend: Annotated[str, typer.Option("--backend", help="numpy, cupy or auto.")] = "auto",
     plugin: PluginFiles = None,

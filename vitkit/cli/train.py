@@ -34,7 +34,10 @@ def train(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="float32 (the default), or bfloat16 for the products."),
+        typer.Option(
+            "--precision",
+            help="What products are made of: float32 (the default), tf32, bfloat16 or float16.",
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Where all random numbers come from.")

@@ -134,8 +134,9 @@ class TrainConfig(_Section):
     evaluations, ``max_time`` in seconds. With None, ``lr`` and ``weight_decay`` are the
     optimizer's own defaults, and ``warmup_epochs`` is a tenth of the epochs. ``callbacks`` are
     called in their order, after an epoch's numbers are known and before its checkpoint is written.
-    ``precision`` says what the products inside blocks are made of: ``"bfloat16"`` is served where
-    the processor is faster that way, and float32 elsewhere, which a line then says.
+    ``precision`` says what the products inside blocks are made of: one other than float32 is served
+    where it is faster, and float32 elsewhere, which a line then says. With ``"float16"`` the loss
+    is scaled for backward, and a step whose gradient is not finite is skipped.
     """
 
     epochs: PositiveInt = 100
@@ -147,7 +148,7 @@ class TrainConfig(_Section):
     max_grad_norm: PositiveFloat | None = 1.0
     label_smoothing: Fraction = 0.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     loss: SpecField = Spec("softmax_cross_entropy")
     eval_every: PositiveInt = 1

@@ -28,6 +28,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 import vitkit.checkpoint.files as files
 from vitkit.checkpoint import Checkpoint
 from vitkit.config.callbacks import callbacks, refuse_same_names
+from vitkit.config.fixed import changes
 from vitkit.config.load import dumps, load
 from vitkit.config.plugin_record import record_of, refuse_missing
 from vitkit.config.prepare import Prepared, prepare, refuse
@@ -55,15 +56,12 @@ from vitkit.train.callbacks.profiling import as_lines
 from vitkit.train.callbacks.stopping import SecondSignal
 from vitkit.train.environment import describe
 from vitkit.train.evaluate import evaluate
+from vitkit.train.loss_scale import loss_scale_for
 from vitkit.train.needed import needed
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.restore import documents, find_checkpoint, restore
 from vitkit.train.state import TrainState
 from vitkit.train.trainer import Trainer
-
-FIXED = """dtype seed optimizer model. data.name data.val_fraction data.augment train.batch_size
-train.grad_accum train.ema_decay train.monitor train.mode""".split()
-"""What a resumed run cannot change: what its state is made of, and what its position counts."""
 
 
 class Display(Protocol):
@@ -146,18 +144,6 @@ def _locked(folder: Path) -> AcquireReturnProxy[FileLock]:
         raise CheckpointError(f"Cannot write the run folder {folder}: {error}") from error
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return a line for each setting that a resumed run cannot change, and that has changed."""
-    problems = []
-    for key, value in now.items():
-        name, old = f"{prefix}{key}", before.get(key)
-        if isinstance(value, dict):
-            problems += _changes(old or {}, value, f"{name}.")
-        elif value != old and (name in FIXED or prefix in FIXED):
-            problems.append(f"{name}: got {value}, but the run began with {old}; leave it out.")
-    return problems
-
-
 class _Run:
     """The objects of one run in its folder, put together."""
 
@@ -173,6 +159,7 @@ class _Run:
         self.preprocess = Preprocess.of(self.data.train)
         decay = self.config.train.ema_decay
         self.ema = EMA(self.parts.model, decay) if decay is not None else None
+        self.loss_scale = loss_scale_for(self.parts.model)
         self.callbacks = self._callbacks()
         self.profiling: Profiling | None = None
         self.state = TrainState(seed=self.config.seed)
@@ -226,6 +213,7 @@ class _Run:
             monitor=train.monitor,
             mode=train.mode,
             command=self.command,
+            loss_scale=self.loss_scale,
         )
         everything = [*called, self.checkpointing, StopOnSignal()]
         refuse_same_names(everything)
@@ -235,7 +223,7 @@ class _Run:
         """Put everything where the checkpoint left it."""
         stored = load([self.folder / "config.toml"], environ={})
         before = with_layers(spelled_out(stored, self.registries))
-        refuse(_changes(before.model_dump(), self.config.model_dump()))
+        refuse(changes(before.model_dump(), self.config.model_dump()))
         try:
             trainer, arrays = checkpoint.documents["trainer"], checkpoint.arrays
             self.state = TrainState.from_dict(trainer["state"])
@@ -243,6 +231,8 @@ class _Run:
             self.parts.optimizer.load_state_dict(arrays["optim"])
             if self.ema is not None:
                 self.ema.load_state_dict(arrays["ema"])
+            if self.loss_scale is not None and "loss_scale" in arrays:  # else it was not float16
+                self.loss_scale.load_state_dict(arrays["loss_scale"])
             for callback in self.callbacks:
                 if callback.name in trainer["callbacks"]:
                     callback.load_state_dict(trainer["callbacks"][callback.name])
@@ -306,6 +296,7 @@ class _Run:
             grad_accum=self.config.train.grad_accum,
             max_grad_norm=self.config.train.max_grad_norm,
             seed=self.config.seed,
+            loss_scale=self.loss_scale,
         )
         try:
             trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)
@@ -325,11 +316,12 @@ class _Run:
     def _headline(self) -> str:
         model, train = self.parts.model, self.config.train
         start = f", from step {self.state.step}" if self.state.step else ""
+        rounded = model.precision != "float32"
         return (
             f"{self.config.data.name}: {len(self.parts.train.dataset)} images to train on, "
             f"{len(self.data.test)} to test on. ViT {model.config.variant}, "
             f"{model.num_parameters:,} parameters, {model.xp.__name__} {self.config.dtype}"
-            f"{', products of bfloat16' if model.precision == 'bfloat16' else ''}; "
+            f"{f', products of {model.precision}' if rounded else ''}; "
             f"{train.epochs} epochs of {len(self.parts.train)} batches{start}."
         )
 

@@ -76,7 +76,7 @@ def _why_not(precision: str, xp: ArrayModule) -> str:
 
 def _why_not_on_gpus(precision: str, xp: ArrayModule) -> str:
     """Return why the kernels for GPUs do not serve a precision, or nothing."""
-    return f"there are no such kernels for {xp.__name__} yet"
+    return str(importlib.import_module(f"{__name__}.cuda._device").why_not(precision, xp))
 
 
 def import_cuda() -> str:

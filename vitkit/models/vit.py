@@ -70,8 +70,9 @@ class ViT(Module):
     seed : int or None, default 0
         Where the first weights come from; None leaves zeros, for weights about to be loaded.
     precision : str, default "float32"
-        ``"bfloat16"`` for matrix products of bfloat16 inside the blocks, with float32 weights,
-        sums and gradients; on processors that are faster that way (AMX, or AVX-512 BF16).
+        What matrix products inside the blocks are made of, beside float32 weights, sums and
+        gradients: ``"bfloat16"`` where the processor is faster that way (AMX, or AVX-512 BF16);
+        ``"tf32"`` and ``"float16"`` are for GPUs.
     xp : module, optional
         The array module itself, instead of ``backend``.
     **options

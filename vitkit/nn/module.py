@@ -127,8 +127,9 @@ class Module:
         dtype : str or numpy.dtype, default "float32"
             ``"float32"`` or ``"float64"``.
         precision : str, optional
-            ``"float32"``, or ``"bfloat16"`` for the products inside encoder blocks; where that
-            would be slower a line says so and it stays float32. By default as it was.
+            ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``: what the products inside
+            encoder blocks are made of. Where that would be no faster a line says so and it stays
+            float32. By default as it was.
 
         Returns
         -------

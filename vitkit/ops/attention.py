@@ -39,7 +39,8 @@ def multi_head_attention(
     num_heads : int
         How many heads ``D`` is divided into.
     precision : str, default "float32"
-        ``"float32"``, or ``"bfloat16"`` to round both operands of each product to bfloat16.
+        What both operands of each product are rounded to, one of
+        :data:`vitkit.backend.precision.PRECISIONS`.
     xp : module
         The array module.
 

@@ -10,7 +10,7 @@ with a gain :math:`g` for each sample, 1 unless drop path is on (arXiv:1603.0938
           dx = dy + \mathrm{LN}'(dqkv\, W_{qkv}) .
 
 For backward it keeps :math:`qkv`, :math:`m` and, a row, two numbers of the norm and two a head of
-the softmax. With ``precision="bfloat16"`` both operands of every product are rounded to bfloat16,
+the softmax. In a ``precision`` other than float32 both operands of every product are rounded to it,
 attention's own products included, and their products are summed in float32.
 """
 
@@ -64,7 +64,7 @@ def attention_branch(
     gain : array, shape (B,), or None
         What the branch of each sample is multiplied by; None for 1.
     precision : str
-        ``"float32"`` or ``"bfloat16"``: what the products are made of.
+        What the products are made of, one of :data:`vitkit.backend.precision.PRECISIONS`.
     keep : bool
         Whether backward will follow.
     xp : module

@@ -13,8 +13,8 @@ It is one operation, because what lies between the two products is the largest a
 need not leave the cache. For backward it keeps :math:`f(h)`, :math:`f'(h)` and two numbers a row;
 :math:`u` is cheap to compute again.
 
-With ``precision="bfloat16"`` both operands of every product are rounded to bfloat16 and their
-products are summed in float32; what is kept for backward is kept as bfloat16.
+In a ``precision`` other than float32 both operands of every product are rounded to it and their
+products are summed in float32; what is kept for backward is kept as bfloat16 or float16.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def mlp_branch(
     gain : array, shape (B,), or None
         What the branch of each sample is multiplied by; None for 1.
     precision : str
-        ``"float32"`` or ``"bfloat16"``: what the products are made of.
+        What the products are made of, one of :data:`vitkit.backend.precision.PRECISIONS`.
     keep : bool
         Whether backward will follow.
     xp : module

@@ -36,7 +36,8 @@ Exponential moving average of the weights (Polyak averaging with a decay):
 
 All of them but LAMB treat each entry alone, so one call may serve a flat buffer that holds many
 parameters; LAMB needs one call for each parameter. Hyper-parameters are Python numbers, which
-leave a float32 array float32; nothing waits for the device.
+leave a float32 array float32; nothing waits for the device. Where only the device knows how many
+updates there were, :math:`t`, or a decay made of it, is an array of one number there.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def adam_update_inplace(
     beta2: float,
     eps: float,
     weight_decay: float,
-    step: int,
+    step: int | Array,
     xp: ArrayModule,
 ) -> None:
     r"""Step along Adam's direction; weight decay is added to the gradient.
@@ -118,7 +119,7 @@ def adam_update_inplace(
         dtype; all but ``g`` are changed.
     lr, beta1, beta2, eps, weight_decay : float
         :math:`\eta, \beta_1, \beta_2, \epsilon` and :math:`\lambda`.
-    step : int
+    step : int, or array of shape ()
         Which update this is, from 1.
     xp : module
         The array module.
@@ -140,7 +141,7 @@ def adamw_update_inplace(
     beta2: float,
     eps: float,
     weight_decay: float,
-    step: int,
+    step: int | Array,
     xp: ArrayModule,
 ) -> None:
     r"""Step along Adam's direction; weight decay shrinks the weights by itself.
@@ -171,7 +172,7 @@ def lamb_update_inplace(
     beta2: float,
     eps: float,
     weight_decay: float,
-    step: int,
+    step: int | Array,
     xp: ArrayModule,
 ) -> None:
     r"""Step along Adam's direction, as far as the weights are long.
@@ -236,7 +237,7 @@ def lion_update_inplace(
 
 
 @Op
-def ema_update_inplace(average: Array, w: Array, *, decay: float, xp: ArrayModule) -> None:
+def ema_update_inplace(average: Array, w: Array, *, decay: float | Array, xp: ArrayModule) -> None:
     r"""Move the average of the weights towards the weights.
 
     .. math:: \overline w \leftarrow \overline w + (1 - \beta) (w - \overline w)
@@ -245,12 +246,15 @@ def ema_update_inplace(average: Array, w: Array, *, decay: float, xp: ArrayModul
     ----------
     average, w : array
         The average, which is changed, and the weights, of one shape and dtype.
-    decay : float
+    decay : float, or array of shape ()
         :math:`\beta`, how much of the average stays.
     xp : module
         The array module.
     """
-    average += (1 - decay) * (w - average)
+    rest = 1 - decay
+    if isinstance(decay, xp.ndarray):
+        rest = xp.asarray(rest, dtype=w.dtype)
+    average += rest * (w - average)
 
 
 def _adam_direction(
@@ -261,7 +265,7 @@ def _adam_direction(
     beta1: float,
     beta2: float,
     eps: float,
-    step: int,
+    step: int | Array,
     xp: ArrayModule,
 ) -> Array:
     """Update both moments in place and return the bias-corrected direction, a new array."""
@@ -269,9 +273,16 @@ def _adam_direction(
     m += (1 - beta1) * g
     v *= beta2
     v += (1 - beta2) * xp.square(g)
+    first, second = 1 - beta1**step, 1 - beta2**step
+    if isinstance(step, xp.ndarray):
+        # In the dtype of the moments, as numbers of Python are taken; wider ones would widen.
+        first = xp.asarray(first, dtype=m.dtype)
+        root = xp.asarray(xp.sqrt(second), dtype=v.dtype)
+    else:
+        root = math.sqrt(second)
     denominator = xp.sqrt(v)
-    denominator /= math.sqrt(1 - beta2**step)
+    denominator /= root
     denominator += eps
     direction = m / denominator
-    direction /= 1 - beta1**step
+    direction /= first
     return direction

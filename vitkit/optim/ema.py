@@ -15,9 +15,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from vitkit.backend import Array
+from vitkit.backend import Array, backend_of
 from vitkit.nn.module import Module
 from vitkit.ops.updates import ema_update_inplace
+from vitkit.optim.skip import Skipped, undone_unless
 from vitkit.optim.state import FlatState
 from vitkit.validate import number
 
@@ -37,7 +38,8 @@ class EMA:
     Attributes
     ----------
     updates : int
-        How many updates have been made.
+        How many updates have been made; on a device those that were skipped count too, and
+        ``state_dict()["updates"]`` is without them.
 
     Raises
     ------
@@ -51,14 +53,20 @@ class EMA:
         self.decay = number("decay", decay, at_least=0, below=1)
         self.warmup = warmup
         self.updates = 0
+        self._skipped = Skipped()
         self._applied = False
         self._state = FlatState(model, ("",))
         self._averages = self._state.buffers[""]
         for average, group in zip(self._averages, self._state.groups, strict=True):
             average[...] = group.values
 
-    def update(self) -> None:
+    def update(self, *, where: Array | None = None) -> None:
         """Move the average towards the model's weights.
+
+        Parameters
+        ----------
+        where : array, shape (), optional
+            Whether to move it at all, a boolean on the model's device, which is not waited for.
 
         Raises
         ------
@@ -66,11 +74,27 @@ class EMA:
             If the model has been placed anew since, or holds the average at the moment.
         """
         self._check()
+        xp = self._state.xp
+        if where is not None and backend_of(xp).on_host:
+            if not where:
+                return
+            where = None
         self.updates += 1
-        warm = (1 + self.updates) / (10 + self.updates)
-        decay = min(self.decay, warm) if self.warmup else self.decay
-        for average, group in zip(self._averages, self._state.groups, strict=True):
-            ema_update_inplace(average, group.values, decay=decay, xp=self._state.xp)
+        self._skipped.expect(where, xp)
+        decay = self._decay_now()
+        with undone_unless(where, self._averages, xp):
+            for average, group in zip(self._averages, self._state.groups, strict=True):
+                ema_update_inplace(average, group.values, decay=decay, xp=xp)
+        self._skipped.add_unless(where, xp)
+
+    def _decay_now(self) -> float | Array:
+        """Return the decay of this update: a number, or an array where the device counts."""
+        if not self.warmup:
+            return self.decay
+        made = self._skipped.made(self.updates)
+        warm = (1 + made) / (10 + made)
+        smaller = min if isinstance(made, int) else self._state.xp.minimum
+        return smaller(self.decay, warm)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -100,7 +124,7 @@ class EMA:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return the averaged weights on the host, by parameter, and ``"updates"``."""
-        return {**self.weights(), "updates": np.asarray(self.updates, np.int64)}
+        return {**self.weights(), "updates": self._skipped.made_on_host(self.updates)}
 
     def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
         """Take up the state that ``state_dict`` returned; on an error nothing has changed.
@@ -111,6 +135,7 @@ class EMA:
             Listing every name that is missing, unexpected or of another shape.
         """
         self.updates = self._state.load_state_dict(arrays, counter="updates")
+        self._skipped = Skipped()
 
     def _check(self) -> None:
         label = self._state.model.label

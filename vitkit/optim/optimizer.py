@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
 
-from vitkit.backend import Array
+from vitkit.backend import Array, backend_of
 from vitkit.nn.module import Module
 from vitkit.nn.place import FlatGroup
 from vitkit.optim.layer_decay import lr_scales
+from vitkit.optim.skip import Skipped, undone_unless
 from vitkit.optim.state import FlatState
 from vitkit.validate import number
 
@@ -50,7 +52,8 @@ class Optimizer:
     A subclass names its ``slots``, the arrays it keeps for each parameter, and writes
     ``update(w, g, *slots, lr, step, weight_decay, xp)``, which changes ``w`` and the slots in
     place. It is called once for each flat buffer when ``elementwise`` is true, and once for each
-    parameter, in its own shape, otherwise. ``step`` counts updates from 1; ``weight_decay`` is 0
+    parameter, in its own shape, otherwise. ``step`` counts updates from 1; it is a number, or an
+    array of shape () where only the device knows which updates were skipped. ``weight_decay`` is 0
     for biases, normalization and the other parameters declared with ``decay=False``.
 
     Parameters
@@ -67,7 +70,8 @@ class Optimizer:
     elementwise : bool
         Whether each entry is updated without a look at the others.
     steps : int
-        How many updates have been made.
+        How many updates have been made; on a device those that were skipped count too, and
+        ``state_dict()["step"]`` is without them.
 
     Raises
     ------
@@ -82,6 +86,8 @@ class Optimizer:
         self.lr = number("lr", lr, at_least=0)
         self.weight_decay = number("weight_decay", weight_decay, at_least=0)
         self.steps = 0
+        self._skipped = Skipped()
+        self._counted: Array | None = None  # where the device counts, and not ``steps``
         self._state: FlatState | None = None
         self._segments: tuple[Segment, ...] = ()
 
@@ -117,16 +123,20 @@ class Optimizer:
         state = FlatState(model, self.slots)
         scales = lr_scales(state.shapes, layer_decay)
         self._segments = tuple(self._divide(state, scales))
-        self._state, self.steps = state, 0
+        self._state, self.steps, self._skipped = state, 0, Skipped()
         return self
 
-    def step(self, lr: float | None = None) -> None:
+    def step(self, lr: float | Array | None = None, *, where: Array | None = None) -> None:
         """Update every parameter once from its gradient.
 
         Parameters
         ----------
-        lr : float, optional
-            The learning rate of this update; by default the optimizer's own.
+        lr : float, or array of shape (), optional
+            The learning rate of this update; by default the optimizer's own. An array is on the
+            model's device, and not looked at.
+        where : array, shape (), optional
+            Whether to update at all, a boolean on the model's device, which is not waited for:
+            what is not to change is put back, bit for bit.
 
         Raises
         ------
@@ -140,16 +150,42 @@ class Optimizer:
                 "attached, so its parameters lie elsewhere. Call attach(model) again; to keep "
                 "the state, take state_dict() before that and load it after."
             )
-        lr = number("lr", self.lr if lr is None else lr, at_least=0)
+        if lr is None or not hasattr(lr, "dtype"):
+            lr = number("lr", self.lr if lr is None else lr, at_least=0)
+        if where is not None and backend_of(state.xp).on_host:
+            if not where:
+                return
+            where = None
         self.steps += 1
+        self._skipped.expect(where, state.xp)
+        step = self._skipped.made(self.steps)
         for segment in self._segments:
-            self.update(
-                *segment.arrays,
-                lr=lr * segment.lr_scale,
-                step=self.steps,
-                weight_decay=self.weight_decay if segment.decay else 0.0,
-                xp=state.xp,
-            )
+            w, _, *slots = segment.arrays
+            with undone_unless(where, (w, *slots), state.xp):
+                self.update(
+                    *segment.arrays,
+                    lr=lr * segment.lr_scale,
+                    step=step,
+                    weight_decay=self.weight_decay if segment.decay else 0.0,
+                    xp=state.xp,
+                )
+        self._skipped.add_unless(where, state.xp)
+
+    @contextmanager
+    def counting(self, count: Array) -> Iterator[None]:
+        """Take an array for the count of updates inside the block, and leave ``steps`` alone.
+
+        Parameters
+        ----------
+        count : array, shape ()
+            Which update the next one is, from 1, on the model's device: what is recorded as a graph
+            reads it at each replay.
+        """
+        self._counted = count
+        try:
+            yield
+        finally:
+            self._counted = None
 
     @property
     def attached(self) -> Module | None:
@@ -161,7 +197,8 @@ class Optimizer:
 
         Hyper-parameters are not part of it.
         """
-        return {**self._attached().state_dict(), "step": np.asarray(self.steps, np.int64)}
+        arrays = self._attached().state_dict()
+        return {**arrays, "step": self._skipped.made_on_host(self.steps)}
 
     def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
         """Take up the state that ``state_dict`` returned; on an error nothing has changed.
@@ -172,6 +209,7 @@ class Optimizer:
             Listing every name that is missing, unexpected or of another shape.
         """
         self.steps = self._attached().load_state_dict(arrays, counter="step")
+        self._skipped = Skipped()
 
     def _attached(self) -> FlatState:
         if self._state is None:

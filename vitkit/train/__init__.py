@@ -2,6 +2,9 @@
 
 from vitkit.train.evaluate import evaluate as evaluate
 from vitkit.train.evaluate import predict as predict
+from vitkit.train.graph import GraphedForward as GraphedForward
+from vitkit.train.graph import GraphedStep as GraphedStep
+from vitkit.train.loss_scale import LossScale as LossScale
 from vitkit.train.metrics import Metrics as Metrics
 from vitkit.train.preprocess import Preprocess as Preprocess
 from vitkit.train.restore import Restored as Restored

@@ -19,6 +19,7 @@ from vitkit.data import Batch
 from vitkit.models import ViT
 from vitkit.ops import reference_only, softmax_cross_entropy
 from vitkit.optim import AdamW
+from vitkit.train.loss_scale import loss_scale_for
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.step import train_step
 
@@ -107,6 +108,7 @@ def _passes(model: ViT, batch_size: int) -> tuple[Turn, Turn]:
     preprocess = Preprocess(255.0, (0.5,) * c.in_channels, (0.5,) * c.in_channels)
     optimizer = AdamW(1e-3).attach(model)
     settings: dict[str, Any] = {"lr": 1e-3, "seed": 0, "step": 0, "max_grad_norm": 1.0}
+    settings["loss_scale"] = loss_scale_for(model)
 
     def train() -> None:
         train_step(model, optimizer, [batch], softmax_cross_entropy, preprocess, **settings)

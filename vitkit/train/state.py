@@ -19,7 +19,7 @@ class TrainState:
     steps_per_epoch : int
         Optimizer steps in an epoch.
     step : int
-        Optimizer steps made.
+        Optimizer steps made, those included that were skipped for their gradients.
     epoch : int
         Epochs finished.
     position : int

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vitkit.backend import Array
+from vitkit.backend import Array, ArrayModule
 from vitkit.data import Batch
 from vitkit.errors import blaming
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
 from vitkit.ops._profile import section
 from vitkit.optim import Optimizer, clip_global_norm
+from vitkit.train.loss_scale import LossScale, overflow_expected
 from vitkit.train.preprocess import Preprocess
 
 Loss = Callable[..., tuple[Array, Array]]
@@ -32,15 +34,20 @@ class StepLog:
     Attributes
     ----------
     loss : array, shape ()
-        The mean over the step's images, before the update.
+        The mean over the step's images, before the update; 0 where none of them counts.
     correct : array, shape ()
-        How many images were classified right.
+        How many images were classified right; likewise.
     count : int
         How many images there were.
     grad_norm : array, shape (), or None
         The global norm before clipping, where clipping is on.
     lr : float
         The learning rate of the update.
+    skipped : array, shape (), or None
+        Whether the update was skipped, since a gradient was not finite; where losses are scaled.
+    counted : array, shape (), or None
+        How many images count in means, where losses are scaled: all of them, but for a skipped
+        step whose loss is not finite.
     """
 
     loss: Array
@@ -48,6 +55,8 @@ class StepLog:
     count: int
     grad_norm: Array | None
     lr: float
+    skipped: Array | None = None
+    counted: Array | None = None
 
 
 def train_step(
@@ -57,15 +66,17 @@ def train_step(
     loss: Loss,
     preprocess: Preprocess,
     *,
-    lr: float,
+    lr: float | Array,
     seed: int,
-    step: int,
+    step: int | Array,
     max_grad_norm: float | None = None,
     before_update: Callable[[], None] | None = None,
+    loss_scale: LossScale | None = None,
 ) -> StepLog:
     """Update the model once from one or several batches, without waiting for the device.
 
     The gradients of several batches add up to that of the one large batch they make together.
+    With a loss scale, a step whose gradient is not finite leaves weights and optimizer untouched.
 
     Parameters
     ----------
@@ -79,46 +90,90 @@ def train_step(
         ``loss(logits, labels, *, xp)`` returns the batch's mean and its gradient.
     preprocess : Preprocess
         How pixels become input.
-    lr : float
+    lr : float, or array of shape ()
         The learning rate.
     seed, step : int
-        Where dropout draws from.
+        Where dropout draws from; the step may be an array of shape (), as may the learning rate,
+        for a step that is recorded as a graph.
     max_grad_norm : float, optional
         The global norm that gradients are clipped to.
     before_update : callable, optional
         Called when the gradients are there: what fails before has not touched the weights.
+    loss_scale : LossScale, optional
+        What the loss is multiplied by for backward; updated with the weights.
 
     Returns
     -------
     StepLog
         Loss and accuracy over the step's images, on the device.
     """
-    xp = model.xp
+    with overflow_expected() if loss_scale is not None else nullcontext():
+        total_loss, correct = _add_gradients(
+            model, batches, loss, preprocess, seed, step * MOST_PIECES, loss_scale
+        )
+        norm = finite = None
+        if loss_scale is not None:
+            with section("loss scaling"):
+                loss_scale.unscale_(model.groups)
+                finite = loss_scale.finite(model.groups)
+        if max_grad_norm is not None:
+            with section("clipping"):
+                norm = clip_global_norm(model.groups, max_grad_norm, xp=model.xp)
+        if before_update is not None:
+            before_update()
+        with section("optimizer"):
+            optimizer.step(lr) if finite is None else optimizer.step(lr, where=finite)
     count = sum(len(batch) for batch in batches)
+    log = StepLog(total_loss, correct, count, norm, lr)
+    if loss_scale is None:
+        return log
+    with section("loss scaling"):
+        loss_scale.update(finite)
+        return _scaled_log(log, finite, model.xp)
+
+
+def _scaled_log(log: StepLog, finite: Array, xp: ArrayModule) -> StepLog:
+    """Return the log of a step whose loss was scaled; a skipped one must not spoil the means."""
+    usable = finite | xp.isfinite(log.loss)
+    return replace(
+        log,
+        loss=xp.where(usable, log.loss, 0.0),
+        correct=xp.where(usable, log.correct, 0),
+        skipped=xp.logical_not(finite),
+        counted=usable * log.count,
+    )
+
+
+def _add_gradients(
+    model: Module,
+    batches: Sequence[Batch],
+    loss: Loss,
+    preprocess: Preprocess,
+    seed: int,
+    first_pass: int | Array,
+    loss_scale: LossScale | None,
+) -> tuple[Array, Array]:
+    """Set the gradients to those of some batches; return mean loss and how many were right."""
+    xp, count = model.xp, sum(len(batch) for batch in batches)
     total_loss: Array = 0.0
     correct: Array = 0
     with section("zeroing gradients"):
         model.zero_grad()
     for piece, batch in enumerate(batches):
-        ctx = Context(train=True, seed=seed, step=step * MOST_PIECES + piece)
+        ctx = Context(train=True, seed=seed, step=first_pass + piece)
         labels = xp.asarray(batch.labels)
         with section(LAYERS):
             logits = model.forward(preprocess(batch.images, model), ctx)
         piece_loss, dlogits = _checked(loss(logits, labels, xp=xp), logits, loss)
         share = len(batch) / count
         with section(LAYERS):
-            model.backward(dlogits * share, ctx)
+            dlogits = dlogits * share
+            if loss_scale is not None:
+                dlogits = loss_scale.scale_gradient(dlogits)
+            model.backward(dlogits, ctx)
         total_loss = total_loss + piece_loss * share
         correct = correct + (logits.argmax(axis=1) == labels).sum()
-    norm = None
-    if max_grad_norm is not None:
-        with section("clipping"):
-            norm = clip_global_norm(model.groups, max_grad_norm, xp=xp)
-    if before_update is not None:
-        before_update()
-    with section("optimizer"):
-        optimizer.step(lr)
-    return StepLog(total_loss, correct, count, norm, lr)
+    return total_loss, correct
 
 
 def _checked(found: Any, logits: Array, loss: Loss) -> tuple[Array, Array]:

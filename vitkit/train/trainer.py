@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitkit.backend import can_record
 from vitkit.data import Batch, Loader
+from vitkit.kernels import why_none
 from vitkit.nn.module import Module
 from vitkit.ops import softmax_cross_entropy
+from vitkit.ops._op import kernels_off
 from vitkit.ops._profile import paused, section
 from vitkit.optim import AdamW, Optimizer
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.evaluate import evaluate, predict
+from vitkit.train.graph import GraphedStep
+from vitkit.train.loss_scale import LossScale, loss_scale_for
+from vitkit.train.memory import too_little
 from vitkit.train.metrics import Metrics
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.state import TrainState
-from vitkit.train.step import Loss, train_step
+from vitkit.train.step import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +44,8 @@ class Trainer:
     loss : callable, default softmax_cross_entropy
         ``loss(logits, labels, *, xp)`` returns the batch's mean and its gradient.
     schedule : callable, optional
-        From the step (0, 1, ...) to the learning rate; by default the optimizer's own rate.
+        From the step (0, 1, ...) to the learning rate; by default the optimizer's own rate. The
+        step is that of the run, in which those that were skipped count too.
     callbacks : sequence of Callback, default ()
         Called in this order.
     grad_accum : int, default 1
@@ -47,6 +54,14 @@ class Trainer:
         The global norm that gradients are clipped to.
     seed : int, default 0
         Where dropout draws from.
+    loss_scale : LossScale, optional
+        What the loss is multiplied by for backward, such as one that a checkpoint is made of; by
+        default a new one for a model that computes in float16, and none for others. With it, a
+        step whose gradient is not finite is skipped: it changes neither weights nor optimizer.
+    graph : bool, optional
+        Whether steps are recorded and asked of the device as one graph
+        (:class:`vitkit.train.GraphedStep`). By default they are where they can be, and where that
+        fails one line says why; with True it is an error.
 
     Attributes
     ----------
@@ -77,6 +92,8 @@ class Trainer:
         grad_accum: int = 1,
         max_grad_norm: float | None = None,
         seed: int = 0,
+        loss_scale: LossScale | None = None,
+        graph: bool | None = None,
     ) -> None:
         if grad_accum < 1:
             raise ValueError(f"grad_accum must be 1 or more; got {grad_accum}.")
@@ -95,6 +112,8 @@ class Trainer:
         self.grad_accum = grad_accum
         self.max_grad_norm = max_grad_norm
         self.seed = seed
+        self.loss_scale = loss_scale_for(model) if loss_scale is None else loss_scale
+        self.graph = graph
         self.preprocess: Preprocess | None = None
 
     def fit(
@@ -127,8 +146,9 @@ class Trainer:
         self.preprocess = Preprocess.of(loader.dataset)
         try:
             self._call("on_start", state)
+            make_step = self._step_maker(self.preprocess)
             while state.epoch < epochs and not state.stop:
-                self._train_epoch(loader, state, self.preprocess)
+                self._train_epoch(loader, state, make_step)
             self._call("on_end", state)
         except BaseException as error:
             for failure in self._call_all("on_error", state, error):
@@ -136,21 +156,34 @@ class Trainer:
             raise
         return state
 
-    def _train_epoch(self, loader: Loader, state: TrainState, preprocess: Preprocess) -> None:
+    def _step_maker(self, preprocess: Preprocess) -> GraphedStep:
+        """Return what makes steps: recorded as graphs where that is wanted and can be."""
+        xp = self.model.xp
+        records = can_record(xp) and not why_none(xp) and not kernels_off()
+        return GraphedStep(
+            self.model,
+            self.optimizer,
+            self.loss,
+            preprocess,
+            max_grad_norm=self.max_grad_norm,
+            loss_scale=self.loss_scale,
+            records=records if self.graph is None else self.graph,
+            falls_back=self.graph is None,
+        )
+
+    def _train_epoch(self, loader: Loader, state: TrainState, make_step: GraphedStep) -> None:
         started = time.perf_counter()
         for batches in self._grouped(loader.batches(state.epoch, start=state.position)):
-            log = train_step(
-                self.model,
-                self.optimizer,
-                batches,
-                self.loss,
-                preprocess,
-                lr=self.schedule(state.step),
-                seed=state.seed,
-                step=state.step,
-                max_grad_norm=self.max_grad_norm,
-                before_update=state.begin_update,
-            )
+            try:
+                log = make_step(
+                    batches,
+                    lr=self.schedule(state.step),
+                    seed=state.seed,
+                    step=state.step,
+                    before_update=state.begin_update,
+                )
+            except MemoryError as error:
+                raise too_little(error, self.model, self.optimizer, batches) from None
             state.end_step(len(batches), (now := time.perf_counter()) - started)
             started = now
             # A step that is made is seen by all, so that a checkpoint of it is whole.

@@ -41,6 +41,8 @@ def serves(
         return False
     if precision == "float32":
         return True
+    if precision != "bfloat16":
+        return False
     whole = all(width % SIDE == 0 for width in widths)
     return not why_no_bfloat16() and whole and x.shape[0] * x.shape[1] >= SIDE
 

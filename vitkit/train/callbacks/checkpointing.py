@@ -16,6 +16,7 @@ from vitkit.train.callbacks.base import Callback
 from vitkit.train.callbacks.content import Content, StateError
 from vitkit.train.callbacks.evaluation import Best
 from vitkit.train.callbacks.stopping import SecondSignal
+from vitkit.train.loss_scale import LossScale
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 
@@ -50,6 +51,8 @@ class Checkpointing(Callback):
         Epochs between checkpoints; the best and the last are always written.
     command : str, default ""
         With what a person goes on with a run that broke.
+    loss_scale : LossScale, optional
+        What the loss is multiplied by for backward.
     """
 
     name = "checkpointing"
@@ -67,8 +70,10 @@ class Checkpointing(Callback):
         mode: str = "min",
         every: int = 1,
         command: str = "",
+        loss_scale: LossScale | None = None,
     ) -> None:
         self.folder, self.model, self.optimizer, self.ema = folder, model, optimizer, ema
+        self.loss_scale = loss_scale
         self.callbacks, self.documents = callbacks, documents
         self.best, self.every, self.command = Best(monitor, mode), every, command
         self.best_name = self.last_name = ""
@@ -158,6 +163,7 @@ class Checkpointing(Callback):
             "model": ("model", self.model),
             "optim": ("optimizer", self.optimizer),
             "ema": ("average", self.ema),
+            "loss_scale": ("loss scale", self.loss_scale),
         }
 
     def _content(self, state: TrainState) -> Content:

@@ -71,7 +71,7 @@ class Validation(Callback):
 
 
 class Average(Callback):
-    """Moves an average of the weights along after each step.
+    """Moves an average of the weights along after each step that changed them.
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ class Average(Callback):
         self.ema = ema
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
-        """Move the average."""
-        self.ema.update()
+        """Move the average, unless the step was skipped."""
+        self.ema.update(where=None if log.skipped is None else ~log.skipped)
 
 
 class Best:

@@ -11,9 +11,11 @@ from typing import Any
 import vitkit.checkpoint.files as files
 from vitkit.backend import Array, to_numpy
 from vitkit.train.callbacks.base import Callback
+from vitkit.train.loss_scale import TOO_MANY
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 
+CURE = "Lower the learning rate, or train in bfloat16 or float32."
 Row = dict[str, Any]
 Sink = Callable[[Row], None]
 
@@ -31,7 +33,8 @@ class Recorder(Callback):
     Raises
     ------
     FloatingPointError
-        During training, if the loss of the steps since the last row is not finite.
+        During training, if the loss of the steps since the last row is not finite, or if the last
+        50 steps were all skipped, since their gradients were not finite.
     """
 
     name = "recorder"
@@ -42,7 +45,9 @@ class Recorder(Callback):
         self._loss: Array = 0.0
         self._correct: Array = 0
         self._norm: Array = None
-        self._count = 0
+        self._count: Array = 0
+        self._skipped: Array = 0
+        self._in_a_row: Array = 0  # of the skipped, the latest
         self._lr = 0.0
         self._epoch_loss, self._epoch_correct, self._epoch_count = 0.0, 0, 0
         self._seen, self._since = 0, 0.0
@@ -56,16 +61,20 @@ class Recorder(Callback):
         self._loss = self._loss + log.loss * log.count
         self._correct = self._correct + log.correct
         self._norm = log.grad_norm
-        self._count += log.count
+        self._count = self._count + (log.count if log.counted is None else log.counted)
+        if log.skipped is not None:
+            self._skipped = self._skipped + log.skipped
+            self._in_a_row = (self._in_a_row + 1) * log.skipped
         self._seen += log.count
         self._lr = log.lr
-        if state.step % self.every == 0:
-            self._emit(self._step_row(state))
+        if state.step % self.every == 0 and (row := self._step_row(state)):
+            self._emit(row)
 
     def on_epoch_end(self, state: TrainState) -> None:
         """Hand out the row of the whole epoch, with what validation has found."""
-        if self._count:
-            self._read()
+        self._read()
+        if not self._epoch_count and int(self._skipped):
+            raise FloatingPointError(f"The training loss of no step was finite. {CURE}")
         count = max(self._epoch_count, 1)
         trained = {
             "train_loss": self._epoch_loss / count,
@@ -79,39 +88,58 @@ class Recorder(Callback):
             "lr": self._lr,
             **trained,
             **state.metrics,
+            **self._skips(),
             "seconds": round(state.seconds, 3),
         }
         self._epoch_loss, self._epoch_correct, self._epoch_count = 0.0, 0, 0
         self._emit(row)
 
     def _step_row(self, state: TrainState) -> Row:
+        """Return the row, or an empty one where no loss since the last was finite."""
+        loss, correct, count = self._read()
+        if not count:
+            return {}
         rate = self._seen / max(state.seconds - self._since, 1e-9)
         self._seen, self._since = 0, state.seconds
+        skips = self._skips()
         norm = {} if self._norm is None else {"grad_norm": float(to_numpy(self._norm))}
-        loss, accuracy = self._read()
+        if skips and not math.isfinite(norm.get("grad_norm", 0.0)):
+            norm = {}  # that of a skipped step
         return {
             "event": "step",
             "step": state.step,
             "epoch": state.epoch,
             "lr": self._lr,
-            "train_loss": loss,
-            "train_accuracy": accuracy,
+            "train_loss": loss / count,
+            "train_accuracy": correct / count,
             **norm,
+            **skips,
             "images_per_second": round(rate, 1),
             "seconds": round(state.seconds, 3),
         }
 
-    def _read(self) -> tuple[float, float]:
-        """Return mean loss and accuracy since the last reading; this waits for the device."""
-        loss, correct, count = self._finite_loss(), int(self._correct), self._count
+    def _read(self) -> tuple[float, int, int]:
+        """Return the sums since the last reading; this waits for the device."""
+        loss, correct, count = self._finite_loss(), int(self._correct), int(self._count)
         self._epoch_loss += loss
         self._epoch_correct += correct
         self._epoch_count += count
         self._loss, self._correct, self._count = 0.0, 0, 0
-        return loss / count, correct / count
+        return loss, correct, count
+
+    def _skips(self) -> dict[str, int]:
+        """Return how many steps of the run were skipped, if there were any."""
+        skipped = int(self._skipped)
+        return {"skipped": skipped} if skipped else {}
 
     def _finite_loss(self) -> float:
         """Return the summed loss; this waits for the device."""
+        in_a_row = int(self._in_a_row)
+        if in_a_row >= TOO_MANY:
+            raise FloatingPointError(
+                f"The last {in_a_row} steps were skipped, since their gradients were not finite "
+                f"even with a loss scale of 1. {CURE} The weights are those before them."
+            )
         loss = float(self._loss)
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -132,7 +160,9 @@ class Recorder(Callback):
         return {
             "loss": self._finite_loss(),
             "correct": int(self._correct),
-            "count": self._count,
+            "count": int(self._count),
+            "skipped": int(self._skipped),
+            "in_a_row": int(self._in_a_row),
             "lr": self._lr,
             "epoch_loss": self._epoch_loss,
             "epoch_correct": self._epoch_correct,
@@ -143,6 +173,7 @@ class Recorder(Callback):
         """Take up the sums of the unfinished epoch."""
         self._loss, self._correct = values["loss"], values["correct"]
         self._count, self._lr = values["count"], values["lr"]
+        self._skipped, self._in_a_row = values.get("skipped", 0), values.get("in_a_row", 0)
         self._epoch_loss = values["epoch_loss"]
         self._epoch_correct = values["epoch_correct"]
         self._epoch_count = values["epoch_count"]
@@ -161,6 +192,8 @@ def as_line(row: Row, state: TrainState) -> str:
     ]
     if "val_loss" in row:
         parts.append(f"val loss {row['val_loss']:.4f}  val acc {row['val_accuracy']:.2%}")
+    if "skipped" in row:
+        parts.append(f"{row['skipped']} skipped")
     if "images_per_second" in row:
         parts.append(f"{row['images_per_second']:.0f} img/s")
     parts.append(f"{_clock(row['seconds'])} done, {_clock(left)} left")

@@ -1,0 +1,226 @@
+"""A training step, or inference, recorded once and asked of the device as one graph.
+
+Asking a GPU for one of a small model's kernels takes Python longer than the kernel; a graph asks
+for hundreds at once. What changes from step to step (pixels, labels, learning rate, count of steps)
+is written to arrays that stay where they are; all else is as it was when it was recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vitkit.backend import Array, Recording, record, uploader
+from vitkit.data import Batch
+from vitkit.nn.module import Module
+from vitkit.ops._op import watch
+from vitkit.optim import Optimizer
+from vitkit.train.loss_scale import LossScale
+from vitkit.train.preprocess import Preprocess
+from vitkit.train.step import Loss, StepLog, train_step
+
+LOGGER = logging.getLogger("vitkit")
+WARM_UP = 2  # steps of a shape before it is recorded: they compile kernels and time products
+
+Shape = tuple[tuple[tuple[int, ...], str], ...]
+
+
+class GraphedStep:
+    """:func:`vitkit.train.step.train_step`, one graph for each shape of batches.
+
+    The first two steps of a shape run as they would without, and the third is recorded. The model,
+    its optimizer and what they keep must stay where they are: a model that is placed anew needs a
+    new ``GraphedStep``.
+
+    Parameters
+    ----------
+    model : Module
+        The model, placed where work can be recorded (:func:`vitkit.backend.can_record`).
+    optimizer : Optimizer
+        The optimizer, attached to the model.
+    loss : callable
+        ``loss(logits, labels, *, xp)`` returns the batch's mean and its gradient.
+    preprocess : Preprocess
+        How pixels become input.
+    max_grad_norm : float, optional
+        The global norm that gradients are clipped to.
+    loss_scale : LossScale, optional
+        As :func:`vitkit.train.step.train_step` takes it.
+    records : bool, default True
+        Whether steps are recorded at all. While a profile is taken none is.
+    falls_back : bool, default False
+        Whether a step that cannot be recorded, as one that waits for the device, is said in one
+        line and run without a graph, as are those after it; otherwise it raises.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        loss: Loss,
+        preprocess: Preprocess,
+        *,
+        max_grad_norm: float | None = None,
+        loss_scale: LossScale | None = None,
+        records: bool = True,
+        falls_back: bool = False,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self._records, self._falls_back = records, falls_back
+        self._settings: dict[str, Any] = {"max_grad_norm": max_grad_norm, "loss_scale": loss_scale}
+        self._loss, self._preprocess = loss, preprocess
+        self._seen: dict[Shape, int] = {}
+        self._recorded: dict[Shape, _Recorded] = {}
+
+    def __call__(
+        self,
+        batches: Sequence[Batch],
+        *,
+        lr: float,
+        seed: int,
+        step: int,
+        before_update: Callable[[], None] | None = None,
+    ) -> StepLog:
+        """Update the model once, as ``train_step`` does.
+
+        ``before_update`` is called before a recorded step begins.
+        """
+        others = {"lr": lr, "seed": seed, "step": step, "before_update": before_update}
+        if not self._records or watch.get() is not None:
+            return self.run(batches, **others)
+        shape: Shape = tuple((batch.images.shape, batch.images.dtype.name) for batch in batches)
+        recorded = self._recorded.get(shape)
+        if recorded is None:
+            seen = self._seen[shape] = self._seen.get(shape, 0) + 1
+            if seen <= WARM_UP:
+                return self.run(batches, **others)
+        if before_update is not None:
+            before_update()
+        if recorded is not None:
+            return recorded.replay(batches, lr, step)
+        try:
+            return self._record(shape, batches, lr, seed, step)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if not self._falls_back:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            LOGGER.info("Steps are not recorded as graphs: %s", reason)
+            self._records = False
+            return self.run(batches, **{**others, "before_update": None})
+
+    def _record(
+        self, shape: Shape, batches: Sequence[Batch], lr: float, seed: int, step: int
+    ) -> StepLog:
+        recorded = _Recorded(self, batches, self.model.xp)
+        log = recorded.record(lr, seed, step)
+        self._recorded[shape] = recorded
+        return log
+
+    def run(self, batches: Sequence[Batch], **others: Any) -> StepLog:
+        """Run a step without a graph."""
+        return train_step(
+            self.model,
+            self.optimizer,
+            batches,
+            self._loss,
+            self._preprocess,
+            **self._settings,
+            **others,
+        )
+
+
+class _Recorded:
+    """A step of one shape: its graph, and the arrays that it reads."""
+
+    def __init__(self, owner: GraphedStep, batches: Sequence[Batch], xp: Any) -> None:
+        self._owner, self._xp = owner, xp
+        self._batches = [_on_device(batch, xp) for batch in batches]
+        self._uploads = [
+            uploader(array, xp=xp) for each in self._batches for array in (each.images, each.labels)
+        ]
+        self._lr, self._step, self._count = (
+            xp.zeros((), kind) for kind in ("float32", "int64", "int64")
+        )
+        self._graph: Recording | None = None
+        self._log: StepLog | None = None
+
+    def record(self, lr: float, seed: int, step: int) -> StepLog:
+        """Record the step, which does it, and return what it left."""
+        optimizer = self._owner.optimizer
+        self._write(lr, step)
+
+        def run() -> StepLog:
+            with optimizer.counting(self._count):
+                return self._owner.run(self._batches, lr=self._lr, seed=seed, step=self._step)
+
+        self._graph, self._log = record(run, xp=self._xp)
+        optimizer.steps += 1
+        return self._copied(lr)
+
+    def replay(self, batches: Sequence[Batch], lr: float, step: int) -> StepLog:
+        """Do the step again with other images, and return what it left."""
+        assert self._graph is not None  # noqa: S101
+        given = [array for batch in batches for array in (batch.images, batch.labels)]
+        for upload, array in zip(self._uploads, given, strict=True):
+            upload(array)
+        self._write(lr, step)
+        self._graph.replay()
+        self._owner.optimizer.steps += 1
+        return self._copied(lr)
+
+    def _write(self, lr: float, step: int) -> None:
+        self._lr.fill(lr)
+        self._step.fill(step)
+        self._count.fill(self._owner.optimizer.steps + 1)
+
+    def _copied(self, lr: float) -> StepLog:
+        """Return the log in arrays of its own: the next replay writes these."""
+        log = self._log
+        assert log is not None  # noqa: S101
+        arrays = {
+            name: value.copy()
+            for name, value in vars(log).items()
+            if hasattr(value, "dtype") and value is not self._lr
+        }
+        return replace(log, **arrays, lr=lr)
+
+
+def _on_device(batch: Batch, xp: Any) -> Batch:
+    """Return a batch whose images and labels are arrays of the device."""
+    images, labels = xp.array(batch.images), xp.array(batch.labels)
+    return replace(batch, images=images, labels=labels)
+
+
+class GraphedForward:
+    """A model's inference, one graph for each shape of images.
+
+    Parameters
+    ----------
+    model : Module
+        The model, placed where work can be recorded.
+    """
+
+    def __init__(self, model: Module) -> None:
+        self.model = model
+        self._seen: dict[tuple[int, ...], int] = {}
+        self._recorded: dict[tuple[int, ...], tuple[Recording, Array, Array]] = {}
+
+    def __call__(self, images: Array) -> Array:
+        """Return the logits (B, K) of normalised images (B, C, H, W) on the device."""
+        shape, xp = images.shape, self.model.xp
+        if shape not in self._recorded:
+            seen = self._seen[shape] = self._seen.get(shape, 0) + 1
+            if seen <= WARM_UP:
+                return self.model(images)
+            kept = xp.array(images)
+            graph, logits = record(lambda: self.model(kept), xp=xp)
+            self._recorded[shape] = graph, kept, logits
+            return logits.copy()
+        graph, kept, logits = self._recorded[shape]
+        kept[...] = images
+        graph.replay()
+        return logits.copy()
