@@ -1,6 +1,7 @@
 """Arrays and devices: the only part of vitkit, besides the CUDA kernels, that knows CuPy."""
 
 from vitkit.backend.cuda import CudaStatus as CudaStatus
+from vitkit.backend.cuda import compute_capability as compute_capability
 from vitkit.backend.cuda import cuda_status as cuda_status
 from vitkit.backend.modules import Backend as Backend
 from vitkit.backend.modules import Recording as Recording

@@ -8,6 +8,7 @@ both and copies the result back.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,14 @@ def cuda_status() -> CudaStatus:
             False, "cupy broken", f"CuPy does not import ({_first_line(error)})", INSTALL
         )
     return _device_status(cupy) or _smoke_test(cupy)
+
+
+@functools.cache
+def compute_capability() -> int:
+    """Return that of the current GPU, times ten: 90 for an H200; 0 where none works."""
+    if not cuda_status().usable:
+        return 0
+    return int(importlib.import_module("cupy").cuda.Device().compute_capability)
 
 
 def _device_status(cupy: Any) -> CudaStatus | None:

@@ -15,12 +15,14 @@ def info(
     from vitkit.cli.kernels import lines
     from vitkit.data import data_dir
     from vitkit.kernels.state import describe as on_cpu
+    from vitkit.kernels.state import describe_gpu
     from vitkit.train import plots
     from vitkit.train.environment import describe
 
     found = describe()
     found["auto"] = array_module("auto").__name__
     found["kernels"] = on_cpu()
+    found["gpu"] = describe_gpu()
     found["data_dir"] = str(data_dir())
     found["pictures"] = plots.available()
     if as_json:
@@ -44,6 +46,8 @@ def info(
     typer.echo(f"{'cupy':<14}{state}: {cupy['found']}")
     if cupy["cure"]:
         typer.echo(f"{'':<14}to get it: {cupy['cure']}")
+    for title, text in found["gpu"].items():
+        typer.echo(f"{title:<17}{text}")
     typer.echo(f"{'auto means':<14}{found['auto']}")
     typer.echo(f"{'data folder':<14}{found['data_dir']}")
     if not found["pictures"]:

@@ -136,7 +136,8 @@ class TrainConfig(_Section):
     called in their order, after an epoch's numbers are known and before its checkpoint is written.
     ``precision`` says what the products inside blocks are made of: one other than float32 is served
     where it is faster, and float32 elsewhere, which a line then says. With ``"float16"`` the loss
-    is scaled for backward, and a step whose gradient is not finite is skipped.
+    is scaled for backward, and a step whose gradient is not finite is skipped. ``graph`` says
+    whether steps are recorded and asked of a GPU as one graph; with None, where they can be.
     """
 
     epochs: PositiveInt = 100
@@ -149,6 +150,7 @@ class TrainConfig(_Section):
     label_smoothing: Fraction = 0.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    graph: bool | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     loss: SpecField = Spec("softmax_cross_entropy")
     eval_every: PositiveInt = 1

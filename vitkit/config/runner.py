@@ -36,6 +36,7 @@ from vitkit.config.resolve import resolved, spelled_out, with_layers
 from vitkit.config.run import RunConfig
 from vitkit.errors import CheckpointError
 from vitkit.kernels.state import describe as on_cpu
+from vitkit.kernels.state import describe_gpu
 from vitkit.optim import EMA
 from vitkit.plugins import active
 from vitkit.train import plots
@@ -283,6 +284,8 @@ class _Run:
         found["precision"] = {"asked": self.config.train.precision, "served": model.precision}
         if model.xp.__name__ == "numpy":
             found["kernels"] = on_cpu()
+        else:
+            found["gpu"] = describe_gpu()
         return found | {"plugins": self.plugins}
 
     def _train(self) -> None:
@@ -297,6 +300,7 @@ class _Run:
             max_grad_norm=self.config.train.max_grad_norm,
             seed=self.config.seed,
             loss_scale=self.loss_scale,
+            graph=self.config.train.graph,
         )
         try:
             trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from vitkit.backend import ArrayModule
+from vitkit.backend import ArrayModule, compute_capability
 from vitkit.backend.precision import PRECISIONS
 from vitkit.ops._op import SWITCHED_OFF, kernels_off
 from vitkit.registry import discover
 
+OLDEST_GPU = 70  # its compute capability, times ten
 FOLDERS = {"numpy": "cpu", "cupy": "cuda"}
 FOR_GPUS = ("tf32", "float16")
 """The precisions that no CPU kernel serves."""
@@ -91,6 +92,8 @@ def _load_folder(backend: str) -> str:
         return f"there are none for {backend}"
     name = f"{__name__}.{FOLDERS[backend]}"
     try:
+        if backend == "cupy" and 0 < compute_capability() < OLDEST_GPU:
+            raise RuntimeError(f"they need a GPU of compute capability {OLDEST_GPU / 10} or newer")
         package = importlib.import_module(name)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{name}.{module.name}")

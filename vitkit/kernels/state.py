@@ -1,4 +1,4 @@
-"""What serves each operation on the CPU, and what the kernels found there, as plain values."""
+"""What serves each operation, and what the kernels found on this machine, as plain values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitkit import ops
+from vitkit.backend import array_module, cuda_status
 from vitkit.kernels import load, why_none
 from vitkit.ops import Op
 
@@ -16,9 +17,9 @@ FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bf16", "amx-tile", "amx-bf16
 """What a processor may have that makes kernels faster, as LLVM calls it."""
 
 
-def part(name: str) -> Any:
-    """Return a module of the CPU kernels, which can be imported only where Numba can."""
-    return importlib.import_module(f"vitkit.kernels.cpu.{name}")
+def part(name: str, folder: str = "cpu") -> Any:
+    """Return a module of kernels; those of the CPU can be imported only where Numba can."""
+    return importlib.import_module(f"vitkit.kernels.{folder}.{name}")
 
 
 def operations() -> dict[str, Op[..., Any]]:
@@ -68,6 +69,18 @@ def describe() -> dict[str, Any]:
         "threads_from": said[0] if said else "the processors there are",
         "compiled": {"folder": str(folder or ""), "functions": functions, "bytes": size},
     }
+
+
+def describe_gpu() -> dict[str, str]:
+    """Return which path each part takes on the GPU, a line for each; nothing where none works."""
+    if not cuda_status().usable:
+        return {}
+    cupy = array_module("cupy")
+    reason = why_none(cupy)
+    if reason:
+        return {"GPU kernels": f"none: {reason}; operations run by their references"}
+    lines: dict[str, str] = part("_device", "cuda").paths(cupy)
+    return lines
 
 
 def _module(op: Op[..., Any]) -> str:

@@ -104,8 +104,28 @@ def drop_path_backward(dy: Array, rate: float, key: Key, *, xp: ArrayModule) -> 
     return dy * _sample_mask(dy, rate, key, xp)
 
 
+@Op
 def path_gain(batch: int, rate: float, key: Key, dtype: np.dtype, *, xp: ArrayModule) -> Array:
-    """Return what :func:`drop_path` multiplies each of ``batch`` samples by, as an array (B,)."""
+    """Return what :func:`drop_path` multiplies each sample by.
+
+    Parameters
+    ----------
+    batch : int
+        How many samples there are.
+    rate : float
+        The probability of zero, in [0, 1).
+    key : tuple of 3 int
+        Which random numbers to draw: seed, step, count.
+    dtype : numpy.dtype
+        That of the samples.
+    xp : module
+        The array module.
+
+    Returns
+    -------
+    array, shape (B,)
+        0 or ``1 / (1 - rate)``.
+    """
     return _mask((batch,), rate, key, xp).astype(dtype) * (1 / (1 - rate))
 
 

@@ -150,15 +150,17 @@ class Optimizer:
                 "attached, so its parameters lie elsewhere. Call attach(model) again; to keep "
                 "the state, take state_dict() before that and load it after."
             )
-        if lr is None or not hasattr(lr, "dtype"):
+        on_host = backend_of(state.xp).on_host
+        if on_host or not isinstance(lr, state.xp.ndarray):
             lr = number("lr", self.lr if lr is None else lr, at_least=0)
-        if where is not None and backend_of(state.xp).on_host:
+        if where is not None and on_host:
             if not where:
                 return
             where = None
-        self.steps += 1
+        if self._counted is None:
+            self.steps += 1
         self._skipped.expect(where, state.xp)
-        step = self._skipped.made(self.steps)
+        step = self._skipped.made(self.steps if self._counted is None else self._counted)
         for segment in self._segments:
             w, _, *slots = segment.arrays
             with undone_unless(where, (w, *slots), state.xp):

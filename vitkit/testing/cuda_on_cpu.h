@@ -4,7 +4,8 @@
 // lanes of a warp, __syncthreads one of the whole block, and between meetings the fibers run in an
 // order that the caller chooses: a missing barrier gives wrong numbers in one order or another. A
 // meeting that not all can come to is reported and not waited for. Inline PTX, wgmma and TMA are
-// not understood: kernels give them an #ifdef path. Compile with -fno-strict-aliasing.
+// not understood: kernels give them an #ifdef path, for which from_all_lanes and copy_async are
+// here. Compile with -fno-strict-aliasing.
 #pragma once
 #include <ucontext.h>
 
@@ -34,19 +35,29 @@ struct Index {
 
 enum State { READY, AT_WARP, AT_BLOCK, DONE };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, there;
+};
+
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack;
   State state;
   Index thread;
+  unsigned shown;  // how often it has been to from_all_lanes
+  std::vector<Copy> copies;
 };
 
 static ucontext_t scheduler;
 static std::vector<Fiber> fibers;
-static std::vector<int> order;
+static std::vector<std::vector<int>> warps;  // in the order in which they run, and their lanes
 static int current;
 static Index block_index, block_size, grid_size;
 static unsigned long long exchange[1024];
+static unsigned char on_show[2][32][32 * 64];  // by turns; for each warp, 64 bytes a lane
+static bool copies_are_late, warps_run_ahead;
 static std::function<void()> kernel;
 static std::vector<unsigned char> dynamic_memory;
 static const char* problem;
@@ -65,6 +76,7 @@ inline void wait(State at) {
 
 inline void run_fiber() {
   kernel();
+  if (!fibers[current].copies.empty()) problem = "a copy to shared memory that nobody waits for";
   wait(DONE);
 }
 
@@ -72,6 +84,8 @@ inline void start(Fiber& fiber, Index thread) {
   fiber.stack.resize(64 << 10);
   fiber.state = READY;
   fiber.thread = thread;
+  fiber.shown = 0;
+  fiber.copies.clear();
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.data();
   fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -100,14 +114,18 @@ inline void run_block(Index block, size_t shared) {
   for (unsigned i = 0; i < (unsigned)n; i++)
     start(fibers[i], {i % block_size.x, (i / block_size.x) % block_size.y,
                       i / (block_size.x * block_size.y)});
+  bool met;
   for (;;) {
-    for (int i : order)
-      if (fibers[i].state == READY) {
-        current = i;
-        swapcontext(&scheduler, &fibers[i].context);
-      }
     bool any = false, all_done = true;
-    for (int warp = 0; warp < n; warp += 32) any |= let_go(warp, std::min(32, n - warp), AT_WARP);
+    for (const std::vector<int>& lanes : warps)
+      do {
+        for (int i : lanes)
+          if (fibers[i].state == READY) {
+            current = i;
+            swapcontext(&scheduler, &fibers[i].context);
+          }
+        any |= met = let_go(lanes[0] & ~31, lanes.size(), AT_WARP);
+      } while (met && warps_run_ahead);
     if (!any) any = let_go(0, n, AT_BLOCK);
     for (int i = 0; i < n; i++) all_done &= fibers[i].state == DONE;
     if (all_done) break;
@@ -121,10 +139,13 @@ inline void run_block(Index block, size_t shared) {
     if (end[i] != UNTOUCHED) problem = "a write behind the end of dynamic shared memory";
 }
 
-// ``seed``: 0 runs threads from the first to the last, 1 from the last, others in a drawn order.
+// ``seed``: 0 runs threads from the first to the last, 1 from the last, and warps side by side; any
+// other in a drawn order, each warp as far as it gets before the next begins.
 inline const char* launch(Index grid, Index block, size_t shared, unsigned seed,
                           std::function<void()> call) {
   problem = nullptr;
+  copies_are_late = seed != 0;
+  warps_run_ahead = seed > 1;
   kernel = std::move(call);
   grid_size = grid;
   block_size = block;
@@ -132,9 +153,15 @@ inline const char* launch(Index grid, Index block, size_t shared, unsigned seed,
   if (n < 1 || n > 1024) return "a block has between 1 and 1024 threads";
   if (fibers.size() < n) fibers.resize(n);
   dynamic_memory.assign(ALIGNMENT + shared + GUARD, UNTOUCHED);
-  order.resize(n);
-  for (unsigned i = 0; i < n; i++) order[i] = seed == 1 ? n - 1 - i : i;
-  if (seed > 1) std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+  std::mt19937 random(seed);
+  warps.assign((n + 31) / 32, {});
+  for (unsigned i = 0; i < n; i++) warps[i / 32].push_back(i);
+  for (std::vector<int>& lanes : warps) {
+    if (seed == 1) std::reverse(lanes.begin(), lanes.end());
+    if (seed > 1) std::shuffle(lanes.begin(), lanes.end(), random);
+  }
+  if (seed == 1) std::reverse(warps.begin(), warps.end());
+  if (seed > 1) std::shuffle(warps.begin(), warps.end(), random);
   for (unsigned z = 0; z < grid.z; z++)
     for (unsigned y = 0; y < grid.y; y++)
       for (unsigned x = 0; x < grid.x && !problem; x++) run_block({x, y, z}, shared);
@@ -176,6 +203,37 @@ T from_lane(unsigned mask, T value, int lane) {
   return other;
 }
 
+// Show the warp what this lane holds; returns what each shows, until it is called the time after.
+template <class T>
+const T* from_all_lanes(const T& mine) {
+  static_assert(sizeof(T) <= 64, "a lane shows at most 64 bytes");
+  const int i = thread_number();
+  unsigned char* all = on_show[fibers[current].shown++ % 2][i / 32];
+  std::memcpy(all + i % 32 * sizeof(T), &mine, sizeof(T));
+  wait(AT_WARP);
+  return reinterpret_cast<const T*>(all);
+}
+
+inline void land(const Copy& one) {
+  std::memcpy(one.to, one.from, one.there);
+  std::memset((char*)one.to + one.there, 0, one.bytes - one.there);
+}
+
+// A copy that may arrive from now on until it is waited for: at once with threads in the first
+// order, else as late as can be. What is not ``there`` of its bytes is zero.
+inline void copy_async(void* to, const void* from, size_t bytes, size_t there) {
+  if ((size_t)to % bytes || (size_t)from % bytes) problem = "a copy that is not aligned";
+  if (copies_are_late)
+    fibers[current].copies.push_back({to, from, bytes, there});
+  else
+    land({to, from, bytes, there});
+}
+
+inline void wait_for_copies() {
+  for (const Copy& one : fibers[current].copies) land(one);
+  fibers[current].copies.clear();
+}
+
 }  // namespace cuda_on_cpu
 
 #define threadIdx (cuda_on_cpu::fibers[cuda_on_cpu::current].thread)
@@ -196,12 +254,20 @@ T __shfl_sync(unsigned mask, T value, int lane) {
   return cuda_on_cpu::from_lane(mask, value, lane);
 }
 
+inline int __any_sync(unsigned, int mine) {
+  const int* all = cuda_on_cpu::from_all_lanes(mine);
+  return std::any_of(all, all + 32, [](int other) { return other != 0; });
+}
+
 template <class T>
 T atomicAdd(T* place, T value) {
   const T before = *place;
   *place = before + value;
   return before;
 }
+
+using std::max;
+using std::min;
 
 inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }
@@ -210,6 +276,9 @@ inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fmul_rn(float x, float y) { return x * y; }
 inline unsigned __umulhi(unsigned x, unsigned y) {
   return (unsigned)(((unsigned long long)x * y) >> 32);
+}
+inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+  return (unsigned long long)(((unsigned __int128)x * y) >> 64);
 }
 
 inline unsigned bits_of(float x) {

@@ -70,12 +70,17 @@ def emulated(order: int = 0) -> Iterator[None]:
     orders.insert(0, order)
     _kernel.LAUNCHERS[name] = launch
     _products.PRODUCTS[name] = multiply
+    kernels.FOLDERS[name] = kernels.FOLDERS["cupy"]  # so that a model's precision is served
+    kernels._load_folder.cache_clear()
     for op in served:
         op.kernels[name] = op.kernels["cupy"]
     try:
         yield
     finally:
         orders.pop(0)
+        if launcher is None:
+            del kernels.FOLDERS[name]
+            kernels._load_folder.cache_clear()
         _put(_products.PRODUCTS, name, product)
         _put(_kernel.LAUNCHERS, name, launcher)
         for op, kernel in zip(served, before, strict=True):

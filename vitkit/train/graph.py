@@ -142,8 +142,8 @@ class _Recorded:
         self._uploads = [
             uploader(array, xp=xp) for each in self._batches for array in (each.images, each.labels)
         ]
-        self._lr, self._step, self._count = (
-            xp.zeros((), kind) for kind in ("float32", "int64", "int64")
+        self._lr, self._step, self._count = (  # as Python has them, for the bits of an eager step
+            xp.zeros((), kind) for kind in ("float64", "int64", "int64")
         )
         self._graph: Recording | None = None
         self._log: StepLog | None = None

@@ -8,6 +8,7 @@ import numpy as np
 
 from vitkit.backend import Array, ArrayModule
 
+ALIGNMENT = 16  # bytes that a thread reads at once
 WIDTH = 4  # numbers that are read at once: 16 bytes of float32
 
 
@@ -19,6 +20,12 @@ def served(*arrays: Array) -> bool:
 def plain(array: Array, xp: ArrayModule) -> Array:
     """Return the array without gaps: itself, or a copy."""
     return xp.ascontiguousarray(array)
+
+
+def aligned(array: Array, xp: ArrayModule) -> Array:
+    """Return the array without gaps and on a boundary of 16 bytes: itself, or a copy."""
+    array = plain(array, xp)
+    return array if array.data.ptr % ALIGNMENT == 0 else array.copy()
 
 
 def rows_of(array: Array) -> int:

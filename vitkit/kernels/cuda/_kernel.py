@@ -132,6 +132,8 @@ def blocks(count: int, size: int) -> int:
 
 
 def _argument(value: Any) -> Any:
+    if isinstance(value, np.generic):  # before the others: a numpy.float64 is a float
+        return value
     if isinstance(value, (bool, int)):
         return np.int32(value)
     return np.float32(value) if isinstance(value, float) else value

@@ -85,7 +85,14 @@ __device__ __forceinline__ float warp_sum(float x) {
 }
 
 // fmaxf drops a NaN; here one stays.
-__device__ __forceinline__ float larger(float x, float y) { return x > y || x != x ? x : y; }
+__device__ __forceinline__ float larger(float x, float y) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(y));
+  return x;
+#else
+  return x > y || x != x ? x : y;
+#endif
+}
 
 __device__ __forceinline__ float warp_largest(float x) {
 #pragma unroll

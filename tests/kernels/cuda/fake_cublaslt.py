@@ -1,0 +1,191 @@
+"""What NVIDIA documents of cuBLASLt, in NumPy: column-major products on host memory.
+
+Its numbers are written down here once more, from the documentation and headers, so that a wrong one
+in the binding is noticed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from typing import Any
+
+import numpy as np
+
+TYPES = {0: "float32", 2: "float16", 14: "uint16"}
+DESCRIPTION = {3: ("transa", 4), 4: ("transb", 4), 7: ("epilogue", 4), 8: ("bias", 8)}
+LAYOUT = {5: ("batch", 4), 6: ("step", 8)}
+PREFERENCE = {1: ("workspace", 8), **{number: (f"alignment{number}", 4) for number in range(5, 9)}}
+DEFAULT, BIAS = 1, 4
+INVALID, UNSUPPORTED = 7, 15
+ATTRIBUTES = {"MatmulDesc": DESCRIPTION, "MatrixLayout": LAYOUT, "MatmulPreference": PREFERENCE}
+
+
+class Version:
+    """A function whose result has a type, as ctypes has it."""
+
+    restype: Any = None
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self) -> int:
+        return self.number
+
+
+class FakeCublasLt:
+    """Behaves like the library; ``live`` are the descriptors that nobody has destroyed."""
+
+    def __init__(self, algorithms: int = 3, version: int = 120902) -> None:
+        self.cublasLtGetVersion = Version(version)
+        self.algorithms = algorithms
+        self.live: dict[int, dict[str, Any]] = {}
+        self.calls: list[int] = []  # the number of the algorithm of each product
+        self._numbers = itertools.count(1)
+
+    def _make(self, place: Any, **values: Any) -> int:
+        number = next(self._numbers)
+        self.live[number] = values
+        place._obj.value = number
+        return 0
+
+    def cublasLtCreate(self, place: Any) -> int:
+        return self._make(place, kind="handle")
+
+    def cublasLtMatmulDescCreate(self, place: Any, compute: int, scale: int) -> int:
+        if compute not in (68, 77) or scale != 0:
+            return INVALID
+        return self._make(
+            place, kind="MatmulDesc", compute=compute, transa=0, transb=0, epilogue=DEFAULT, bias=0
+        )
+
+    def cublasLtMatrixLayoutCreate(
+        self, place: Any, kind: int, rows: Any, columns: Any, leading: Any
+    ) -> int:
+        sizes = {"rows": rows.value, "columns": columns.value, "leading": leading.value}
+        if kind not in TYPES or sizes["leading"] < sizes["rows"]:
+            return INVALID
+        return self._make(place, kind="MatrixLayout", dtype=TYPES[kind], batch=1, step=0, **sizes)
+
+    def cublasLtMatmulPreferenceCreate(self, place: Any) -> int:
+        return self._make(place, kind="MatmulPreference", workspace=0)
+
+    def _set(self, kind: str, described: Any, attribute: int, value: Any, size: Any) -> int:
+        name, expected = ATTRIBUTES[kind].get(attribute, ("", -1))
+        target = self.live[described.value]
+        if size.value != expected or target["kind"] != kind:
+            return INVALID
+        target[name] = value._obj.value
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        for kind in ATTRIBUTES:
+            if name == f"cublasLt{kind}SetAttribute":
+                return lambda *arguments: self._set(kind, *arguments)
+            if name == f"cublasLt{kind}Destroy":
+                return lambda made: 0 if self.live.pop(made.value, None) else INVALID
+        raise AttributeError(name)
+
+    def cublasLtMatmulAlgoGetHeuristic(
+        self,
+        handle: Any,
+        description: Any,
+        a: Any,
+        b: Any,
+        c: Any,
+        d: Any,
+        preference: Any,
+        asked: int,
+        found: Any,
+        count: Any,
+    ) -> int:
+        if not self.algorithms:
+            return UNSUPPORTED
+        if self.live[preference.value]["workspace"] <= 0:
+            return INVALID
+        count._obj.value = min(asked, self.algorithms)
+        for number in range(count._obj.value):
+            found[number].data[0] = 1000 + number
+            found[number].state = 0
+        return 0
+
+    def cublasLtMatmul(
+        self,
+        handle: Any,
+        description: Any,
+        alpha: Any,
+        a: Any,
+        a_layout: Any,
+        b: Any,
+        b_layout: Any,
+        beta: Any,
+        c: Any,
+        c_layout: Any,
+        d: Any,
+        d_layout: Any,
+        algorithm: Any,
+        workspace: Any,
+        workspace_bytes: Any,
+        stream: Any,
+    ) -> int:
+        settings = self.live[description.value]
+        layouts = [self.live[each.value] for each in (a_layout, b_layout, c_layout, d_layout)]
+        self.calls.append(-1 if algorithm is None else algorithm._obj.data[0] - 1000)
+        with np.errstate(all="ignore"):  # what is timed may be made of anything
+            return self._multiply(
+                settings, layouts, (a, b, c, d), alpha._obj.value, beta._obj.value
+            )
+
+    def _multiply(
+        self,
+        settings: dict[str, Any],
+        layouts: list[dict[str, Any]],
+        places: tuple[Any, ...],
+        alpha: float,
+        beta: float,
+    ) -> int:
+        a, b, c, d = places
+        for image in range(layouts[3]["batch"]):
+            left, right, added = (
+                wide(columns(place, layout, image))
+                for place, layout in zip((a, b, c), layouts[:3], strict=True)
+            )
+            left = left.T if settings["transa"] else left
+            right = right.T if settings["transb"] else right
+            if left.shape[1] != right.shape[0]:
+                return INVALID
+            result = alpha * (left @ right)
+            if beta:
+                result += beta * added
+            if settings["epilogue"] == BIAS:
+                if not settings["bias"]:
+                    return INVALID
+                row = {**layouts[3], "columns": 1, "batch": 1}
+                result += wide(columns(ctypes.c_void_p(settings["bias"]), row, 0))
+            target = columns(d, layouts[3], image)
+            target[...] = narrow(result, target.dtype)
+        return 0
+
+
+def columns(place: Any, layout: dict[str, Any], image: int) -> np.ndarray:
+    """Return a view of a column-major matrix."""
+    dtype = np.dtype(layout["dtype"])
+    first = place.value + image * layout["step"] * dtype.itemsize
+    size = layout["leading"] * layout["columns"]
+    memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(first)
+    return np.frombuffer(memory, dtype).reshape(layout["columns"], -1).T[: layout["rows"]]
+
+
+def wide(matrix: np.ndarray) -> np.ndarray:
+    """Return stored numbers as float64."""
+    if matrix.dtype == "uint16":
+        return (matrix.astype("uint32") << 16).view("float32").astype("float64")
+    return matrix.astype("float64")
+
+
+def narrow(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return float64 as stored numbers, to the nearest."""
+    if dtype != "uint16":
+        return matrix.astype(dtype)
+    bits = np.ascontiguousarray(matrix, "float32").view("uint32")
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("uint16")

@@ -1,0 +1,164 @@
+"""Casts on a GPU: every bit of bfloat16 and float16, and gradients on their way to a product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from vitkit.backend.precision import from_bfloat16, to_bfloat16
+from vitkit.kernels.cuda.casts import cast, gained_cast
+from vitkit.testing import cuda_on_cpu, strict_device
+
+xp = strict_device.xp
+EPS = np.finfo("float32").eps
+ORDERS = (0, 1, 2)
+SIZES = [1, 3, 31, 32, 33, 65, 197, 4096, 4099]
+SHAPES = [(1, 1, 1), (3, 5, 33), (2, 65, 192), (4, 197, 8), (1, 3, 130), (700, 1, 4)]
+DTYPES = ["uint16", "float16", "float32"]
+
+
+def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Return what is stored of float32 numbers."""
+    if dtype == "uint16":
+        return np.asarray(to_bfloat16(x, xp=np))
+    with np.errstate(over="ignore"):
+        return x.astype(dtype)
+
+
+def widened(x: np.ndarray) -> np.ndarray:
+    """Return stored numbers as float32."""
+    return from_bfloat16(x, xp=np) if x.dtype == np.uint16 else x.astype("float32")
+
+
+def same(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Return whether stored numbers agree in every bit, but for those of NaNs."""
+    nan = np.isnan(widened(expected))
+    bits = f"uint{8 * expected.itemsize}"
+    equal = (found.view(bits) == expected.view(bits)) | nan
+    return found.dtype == expected.dtype and bool(
+        equal.all() and np.isnan(widened(found)[nan]).all()
+    )
+
+
+def many_float32(rng: np.random.Generator) -> np.ndarray:
+    """Return float32 of every size, those halfway between two bfloat16 or float16, and odd ones."""
+    bits = rng.integers(0, 2**32, 20_000, dtype="uint32")
+    halves = np.arange(0, 2**32, 2**15, dtype="uint32")[::7]
+    fine = np.arange(0x33000000, 0x47900000, 0x1000, dtype="uint32")[::11]
+    return np.concatenate([bits, halves, halves + 1, fine, fine ^ 0x80000000]).view("float32")
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("dtype", ["uint16", "float16"])
+def test_every_number_of_half_the_width_becomes_float32(dtype: str) -> None:
+    host = np.arange(2**16, dtype="uint16").view(dtype)
+    assert same(cast(xp.asarray(host), "float32", xp).get(), widened(host))
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("dtype", ["uint16", "float16"])
+def test_rounds_to_nearest_even(dtype: str, rng: np.random.Generator) -> None:
+    host = many_float32(rng)
+    assert same(cast(xp.asarray(host), dtype, xp).get(), rounded(host, dtype))
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_and_alignments(size: int, rng: np.random.Generator) -> None:
+    host = rng.standard_normal(size + 1).astype("float32")
+    for first in (0, 1):
+        x = xp.asarray(host)[first:]
+        for dtype in ("uint16", "float16"):
+            low = cast(x, dtype, xp)
+            assert same(low.get(), rounded(host[first:], dtype))
+            assert same(cast(low[first:], "float32", xp).get(), widened(low.get()[first:]))
+
+
+def test_shapes_views_and_what_is_not_a_cast(rng: np.random.Generator) -> None:
+    host = rng.standard_normal((4, 6, 10)).astype("float32")
+    x = xp.asarray(host)
+    with cuda_on_cpu.emulated():
+        view = cast(x[:, ::2].swapaxes(0, 2), "uint16", xp)
+        assert same(view.get(), rounded(host[:, ::2].swapaxes(0, 2), "uint16"))
+        assert cast(x, "float32", xp).data.ptr == x.data.ptr
+        assert cast(xp.asarray(np.float32(2)), "float16", xp).shape == ()
+        assert cast(xp.zeros((0, 3), "float32"), "uint16", xp).shape == (0, 3)
+        for dtype, to in (("float16", "uint16"), ("float32", "float64"), ("float64", "float32")):
+            with pytest.raises(ValueError, match="from or to float32"):
+                cast(xp.zeros(3, dtype), to, xp)
+
+
+def wrong(shape: tuple[int, ...], dtype: str, gains: bool, rng: np.random.Generator) -> str:
+    """Return what is wrong with a gradient that was rounded, or nothing."""
+    batch, _, width = shape
+    dy = rng.standard_normal(shape).astype("float32")
+    gain = rng.choice([0.0, 1 / 0.9], batch).astype("float32") if gains else None
+    dbias = rng.standard_normal(width).astype("float32")
+    into = xp.asarray(dbias)
+    with strict_device.count_syncs() as syncs:
+        on_device = None if gain is None else xp.asarray(gain)
+        found = gained_cast(xp.asarray(dy), on_device, dtype, into, xp)
+    assert syncs == []
+    expected = rounded(dy if gain is None else dy * gain[:, None, None], dtype)
+    if not same(found.get(), expected):
+        return "a number"
+    terms = widened(expected).astype("float64").reshape(-1, width)
+    exact = dbias + terms.sum(axis=0)
+    bound = EPS * (2 + np.sqrt(len(terms))) * (np.abs(dbias) + np.abs(terms).max(axis=0))
+    return "" if (np.abs(into.get() - exact) <= bound).all() else "a sum"
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("gains", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gained_cast(
+    shape: tuple[int, ...], dtype: str, gains: bool, rng: np.random.Generator
+) -> None:
+    assert wrong(shape, dtype, gains, rng) == ""
+
+
+@pytest.mark.usefixtures("emulated")
+def test_gained_cast_of_odd_numbers_views_and_nothing(rng: np.random.Generator) -> None:
+    host = rng.standard_normal((2, 3, 10)).astype("float32")
+    host[0, 0, :3] = np.nan, np.inf, 1e-40
+    gain = np.asarray([0.0, 2.0], "float32")
+    dbias = xp.zeros(5, "float32")
+    found = gained_cast(xp.asarray(host)[..., ::2], xp.asarray(gain), "uint16", dbias, xp)
+    with np.errstate(invalid="ignore"):
+        expected = rounded(host[..., ::2] * gain[:, None, None], "uint16")
+    assert same(found.get(), expected)
+    assert np.isnan(dbias.get()).tolist() == [True, *[False] * 4]
+    empty = gained_cast(xp.zeros((0, 3, 5), "float32"), None, "float16", dbias, xp)
+    assert (empty.shape, empty.dtype) == ((0, 3, 5), np.float16)
+
+
+FAULTS: dict[str, tuple[str, str]] = {
+    "a sum before rounding": ("to_float(rounded.at[i])", "v[i] * factor"),
+    "a gain of another sample": ("gain[row / tokens]", "gain[0]"),
+    "no barrier": ("  __syncthreads();\n  const int mine", "  const int mine"),
+    "a warp too few": ("for (int i = 0; i < 8; i++) sum +=", "for (int i = 0; i < 7; i++) sum +="),
+    "rows left out": ("row += gridDim.y * 8", "row += gridDim.y * 16"),
+    "parts of other blocks": ("(i64)blockIdx.y * width + first", "first"),
+    "columns of others": ("sums[warp][lane * V + i]", "sums[warp][lane + i * 32]"),
+    "half goes up": ("+ 0x7fffu + ((u >> 16) & 1u)", "+ 0x8000u"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_noticed(
+    fault: str, plant: Callable[[str, str, str], None], rng: np.random.Generator
+) -> None:
+    if reason := cuda_on_cpu.why_not():
+        pytest.skip(reason)
+    plant("casts.cuh", *FAULTS[fault])
+
+    def is_noticed(order: int) -> bool:
+        with cuda_on_cpu.emulated(order), np.errstate(all="ignore"):
+            host = many_float32(rng)
+            right = same(cast(xp.asarray(host), "uint16", xp).get(), rounded(host, "uint16"))
+            return not right or any(wrong(shape, "uint16", True, rng) for shape in SHAPES)
+
+    assert any(map(is_noticed, ORDERS))

@@ -1,0 +1,215 @@
+"""The binding of cuBLASLt against what is documented of it, and descriptors of the real library."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_cublaslt import FakeCublasLt, narrow, wide
+
+from vitkit.kernels.cuda import _cublaslt, _lt
+from vitkit.kernels.cuda._algorithms import Memory
+from vitkit.kernels.cuda._cublaslt import Binding, CublasError, Plan, Problem, Unsupported
+from vitkit.testing import cuda_on_cpu, strict_device
+
+xp = strict_device.xp
+ROUNDING = {"float32": 2.0**-23, "float16": 2.0**-10, "uint16": 2.0**-7}
+
+
+class Clock:
+    """A device whose algorithms take the times that are given, by their numbers."""
+
+    def __init__(self, lib: FakeCublasLt, times: list[float]) -> None:
+        self.lib, self.times, self.is_capturing = lib, times, False
+
+    def device(self) -> int:
+        return 0
+
+    def stream(self) -> int:
+        return 0
+
+    def capturing(self) -> bool:
+        return self.is_capturing
+
+    def title(self) -> str:
+        return "A GPU/of tests"
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        run()
+        return self.times[self.lib.calls[-1]]
+
+
+@pytest.fixture
+def lib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCublasLt]:
+    """Return the library that products use."""
+    if reason := cuda_on_cpu.why_not():
+        pytest.skip(reason)
+    fake = FakeCublasLt()
+    binding = Binding(fake)
+    monkeypatch.setattr(_cublaslt, "library", lambda: binding)
+    monkeypatch.setattr(_lt, "GPU", Clock(fake, [3.0, 1.0, 2.0]))
+    for table in ("PLANS", "WORKSPACES"):
+        monkeypatch.setattr(_lt, table, {})
+    monkeypatch.setattr(_lt, "memory", lambda name: Memory(name, tmp_path))
+    with cuda_on_cpu.emulated():
+        yield fake
+
+
+def stored(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> np.ndarray:
+    return narrow(rng.standard_normal(shape), np.dtype(dtype))
+
+
+def error(
+    rng: np.random.Generator,
+    sizes: tuple[int, ...] = (5, 7, 3),
+    *,
+    turned: tuple[bool, bool] = (False, False),
+    dtypes: tuple[str, str] = ("float32", "float32"),
+    biased: bool = False,
+    plus: str = "",
+    batch: int = 0,
+) -> float:
+    """Return the worst error of a product, in units of what rounding may lose."""
+    m, n, k = sizes
+    dtype, result = dtypes
+    many = (batch,) if batch else ()
+    a = stored((*many, *((k, m) if turned[0] else (m, k))), dtype, rng)
+    b = stored((*many, *((n, k) if turned[1] else (k, n))), dtype, rng)
+    bias = rng.standard_normal(n).astype("float32") if biased else None
+    out, other = xp.asarray(stored((*many, m, n), result, rng)), stored((*many, m, n), result, rng)
+    added = {"": None, "in place": out, "another": xp.asarray(other)}[plus]
+    left, right = (
+        wide(each).swapaxes(-1, -2) if t else wide(each)
+        for each, t in zip((a, b), turned, strict=True)
+    )
+    expected = left @ right
+    if bias is not None:
+        expected += wide(narrow(bias, np.dtype(result)))
+    if added is not None:
+        expected += wide(added.get())
+    arrays = xp.asarray(a), xp.asarray(b), out
+    _lt.multiply(*arrays, *turned, None if bias is None else xp.asarray(bias), added, "float32", xp)
+    difference = np.abs(wide(out.get()) - expected).max()
+    return float(difference / (ROUNDING[result] * np.abs(expected).max()))
+
+
+TURNS = [(False, False), (False, True), (True, False)]
+
+
+@pytest.mark.parametrize("turned", [*TURNS, (True, True)])
+@pytest.mark.parametrize("plus", ["", "in place", "another"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products(
+    turned: tuple[bool, bool], plus: str, biased: bool, lib: Any, rng: np.random.Generator
+) -> None:
+    assert error(rng, turned=turned, plus=plus, biased=biased) < 1
+    assert error(rng, (33, 31, 65), turned=turned, plus=plus, biased=biased) < 1
+
+
+@pytest.mark.parametrize("turned", TURNS)
+@pytest.mark.parametrize(
+    "dtypes",
+    [("uint16", "uint16"), ("uint16", "float32"), ("float16", "float16"), ("float16", "float32")],
+)
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_stored_numbers_and_batches(
+    turned: tuple[bool, bool],
+    dtypes: tuple[str, str],
+    batch: int,
+    lib: Any,
+    rng: np.random.Generator,
+) -> None:
+    biased = not batch  # no product of a batch has a bias
+    assert error(rng, (9, 4, 17), turned=turned, dtypes=dtypes, batch=batch, biased=biased) < 1
+
+
+FAULTS: dict[str, tuple[str, Any]] = {
+    "flags that do not change places": ("TRANSPOSE_A", 4),
+    "no bias": ("WITH_BIAS", 1),
+    "the bias of another attribute": ("BIAS", 7),
+    "a batch of one": ("BATCH_COUNT", 6),
+    "numbers of another type": ("TYPES", {"float32": 0, "float16": 14, "uint16": 2}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_noticed(
+    fault: str, lib: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(_cublaslt, *FAULTS[fault])
+    with np.errstate(all="ignore"):
+        try:
+            errors = [
+                error(rng, turned=(True, False), biased=True),
+                error(rng, turned=(False, True), dtypes=("uint16", "float32"), batch=2),
+            ]
+        except CublasError:
+            return
+    assert not max(errors) < 1
+
+
+def test_the_fastest_is_taken_and_what_is_added_to_is_not_spoilt(
+    lib: FakeCublasLt, rng: np.random.Generator
+) -> None:
+    assert error(rng, plus="in place") < 1
+    assert lib.calls[-1] == 1
+    assert len(lib.calls) > 3
+    before = len(lib.calls)
+    assert error(rng, plus="in place") < 1  # the plan is kept
+    assert lib.calls[before:] == [1]
+
+
+def test_nothing_is_timed_while_a_stream_captures(
+    lib: FakeCublasLt, rng: np.random.Generator
+) -> None:
+    _lt.GPU.is_capturing = True
+    assert error(rng) < 1
+    assert lib.calls == [0]
+    _lt.GPU.is_capturing = False
+    assert error(rng) < 1
+    assert lib.calls[-1] == 1  # and what was planned then is not kept
+
+
+def test_no_algorithm_and_failures_are_said(lib: FakeCublasLt, rng: np.random.Generator) -> None:
+    lib.algorithms = 0
+    with pytest.raises(Unsupported, match=r"cublasLtMatmulAlgoGetHeuristic failed: not supported"):
+        error(rng)
+    problem = Problem(2, 2, 2, False, False, "float32", "float32", precision="tf32")
+    _cublaslt.library().lib.cublasLtMatmulPreferenceCreate = lambda place: 3
+    with pytest.raises(CublasError, match="allocation failed"):
+        Plan(_cublaslt.library(), problem).candidates()
+
+
+def test_descriptors_are_destroyed_with_their_plan() -> None:
+    fake = FakeCublasLt()
+    plan = Plan(Binding(fake), Problem(2, 3, 4, False, True, "float32", "float32", bias=True))
+    plan.candidates()
+    assert len(fake.live) == 6
+    del plan
+    gc.collect()
+    assert [made["kind"] for made in fake.live.values()] == ["handle"]
+
+
+def test_descriptors_of_the_real_library() -> None:
+    if reason := _cublaslt.why_none():
+        pytest.skip(reason)
+    binding = _cublaslt.library()
+    assert binding.version >= 120000
+    for problem in (
+        Problem(5, 7, 3, False, True, "uint16", "uint16", bias=True),
+        Problem(5, 7, 3, True, False, "float16", "float32", adds=True, batch=4),
+        Problem(5, 7, 3, False, False, "float32", "float32", precision="tf32"),
+    ):
+        Plan(binding, problem)  # every attribute is taken
+    with pytest.raises(CublasError, match="invalid value"):
+        Plan(binding, problem)._set(
+            "MatmulDesc", Plan(binding, problem)._description, 3, ctypes.c_int8(0)
+        )

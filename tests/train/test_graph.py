@@ -1,0 +1,171 @@
+"""A recorded step repeats an eager one to the bit, and waits for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vitkit
+from vitkit import optim
+from vitkit.backend import ArrayModule, can_record, to_numpy
+from vitkit.data import Batch
+from vitkit.errors import BackendError
+from vitkit.ops import softmax_cross_entropy
+from vitkit.testing import cuda_on_cpu, strict_device
+from vitkit.train.graph import WARM_UP, GraphedForward, GraphedStep
+from vitkit.train.loss_scale import loss_scale_for
+from vitkit.train.preprocess import Preprocess
+from vitkit.train.step import StepLog
+
+PREPROCESS = Preprocess(255.0, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+STEPS = WARM_UP + 3
+
+
+@pytest.fixture(autouse=True)
+def emulated() -> Iterator[None]:
+    if reason := cuda_on_cpu.why_not():
+        pytest.skip(reason)
+    with cuda_on_cpu.emulated():
+        yield
+
+
+def made(precision: str = "float32", **settings: Any) -> vitkit.ViT:
+    return vitkit.ViT(
+        "Ti/4",
+        image_size=8,
+        num_classes=5,
+        dim=32,
+        depth=2,
+        num_heads=1,
+        mlp_dim=48,
+        init="scratch",
+        xp=strict_device.xp,
+        precision=precision,
+        **settings,
+    )
+
+
+def batches(count: int, size: int, rng: np.random.Generator) -> list[list[Batch]]:
+    return [
+        [
+            Batch(
+                rng.integers(0, 256, (size, 3, 8, 8), dtype=np.uint8),
+                rng.integers(0, 5, size),
+                np.arange(size),
+                0,
+            )
+        ]
+        for _ in range(count)
+    ]
+
+
+OPTIMIZERS: dict[str, Callable[[], optim.Optimizer]] = {
+    "adamw": lambda: optim.AdamW(1e-3, weight_decay=0.1),
+    "sgd": lambda: optim.SGD(1e-2, momentum=0.9),
+    "lion": lambda: optim.Lion(1e-4),
+    "lamb": lambda: optim.LAMB(1e-3),
+}
+
+
+def run(graphed: bool, optimizer: optim.Optimizer, given: list[Any], **model: Any) -> Any:
+    """Return the weights, the optimizer's state and the logs of a few steps."""
+    vit = made(**model)
+    optimizer.attach(vit)
+    scale = loss_scale_for(vit)
+    step = GraphedStep(
+        vit, optimizer, softmax_cross_entropy, PREPROCESS, max_grad_norm=1.0, loss_scale=scale
+    )
+    logs: list[StepLog] = []
+    for number, group in enumerate(given):
+        lr = 1e-3 * (1 + number)
+        if graphed:
+            logs.append(step(group, lr=lr, seed=3, step=number))
+        else:
+            logs.append(step.run(group, lr=lr, seed=3, step=number))
+    return vit.state_dict(), optimizer.state_dict(), logs, vit
+
+
+def assert_same(one: Any, other: Any) -> None:
+    for mine, theirs in zip(one[:2], other[:2], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    for mine, theirs in zip(one[2], other[2], strict=True):
+        assert mine.lr == theirs.lr
+        for name in ("loss", "correct", "grad_norm"):
+            assert to_numpy(getattr(mine, name)) == to_numpy(getattr(theirs, name)), name
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_graph_repeats_eager_steps_to_the_bit(name: str, rng: np.random.Generator) -> None:
+    given = batches(STEPS, 3, rng)
+    assert_same(run(True, OPTIMIZERS[name](), given), run(False, OPTIMIZERS[name](), given))
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.3}, {"drop_path": 0.5}], ids=str)
+def test_each_replay_draws_anew(settings: dict[str, float], rng: np.random.Generator) -> None:
+    given = batches(1, 4, rng) * STEPS  # one batch again and again: only the draws differ
+    graphed = run(True, optim.SGD(0.0), given, **settings)
+    assert_same(graphed, run(False, optim.SGD(0.0), given, **settings))
+    losses = [float(to_numpy(log.loss)) for log in graphed[2]]
+    assert len(set(losses)) == STEPS
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+def test_other_precisions(precision: str, rng: np.random.Generator) -> None:
+    given = batches(STEPS, 2, rng)
+    graphed = run(True, optim.AdamW(), given, precision=precision)
+    assert graphed[3].precision == precision
+    assert_same(graphed, run(False, optim.AdamW(), given, precision=precision))
+
+
+def test_several_batches_and_a_last_one_that_is_smaller(rng: np.random.Generator) -> None:
+    two = [
+        [*one, *other] for one, other in zip(batches(9, 3, rng), batches(9, 2, rng), strict=True)
+    ]
+    given = [*two[:4], *batches(1, 2, rng), *two[4:8], *batches(1, 2, rng), *batches(3, 2, rng)]
+    assert_same(run(True, optim.AdamW(), given), run(False, optim.AdamW(), given))
+
+
+def test_no_step_waits_for_the_device(rng: np.random.Generator) -> None:
+    model, optimizer = made("bfloat16"), optim.AdamW()
+    step = GraphedStep(model, optimizer.attach(model), softmax_cross_entropy, PREPROCESS)
+    for number, group in enumerate(batches(STEPS, 2, rng)):
+        with strict_device.count_syncs() as syncs:
+            step(group, lr=1e-3, seed=0, step=number)
+        assert syncs == [], number
+
+
+def test_what_cannot_be_recorded_is_said(rng: np.random.Generator) -> None:
+    def waits(logits: Any, labels: Any, *, xp: ArrayModule) -> tuple[Any, Any]:
+        loss, gradient = softmax_cross_entropy(logits, labels, xp=xp)
+        assert float(loss) > 0
+        return loss, gradient
+
+    model, optimizer = made(), optim.AdamW()
+    step = GraphedStep(model, optimizer.attach(model), waits, PREPROCESS)
+    given = batches(WARM_UP + 1, 2, rng)
+    for number, group in enumerate(given[:-1]):
+        step(group, lr=1e-3, seed=0, step=number)
+    with pytest.raises(RuntimeError, match="a wait for the device"):
+        step(given[-1], lr=1e-3, seed=0, step=WARM_UP)
+
+
+def test_inference(rng: np.random.Generator) -> None:
+    xp, model = strict_device.xp, made()
+    forward = GraphedForward(model)
+    for size in (3, 3, 3, 2, 3, 2, 2, 2):
+        images = xp.asarray(rng.standard_normal((size, 3, 8, 8), np.float32))
+        with strict_device.count_syncs() as syncs:
+            logits = forward(images)
+        assert syncs == []
+        np.testing.assert_array_equal(logits.get(), model(images).get())
+
+
+def test_numpy_records_nothing() -> None:
+    assert not can_record(np)
+    with pytest.raises(BackendError, match="numpy cannot be recorded"):
+        vitkit.backend.record(lambda: None, xp=np)

@@ -1,0 +1,316 @@
+"""A thin binding of NVIDIA's cuBLASLt by ctypes: matrix products with what is added to them.
+
+CuPy's own products cannot be part of a captured graph, and know neither biases nor residuals. The
+numbers of the enumerations are those of ``cublasLt.h`` and ``library_types.h``; what each function
+takes is in NVIDIA's cuBLAS documentation, "Using the cuBLASLt API".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+SONAMES = ("libcublasLt.so.13", "libcublasLt.so.12")
+TYPES = {"float32": 0, "float16": 2, "uint16": 14}  # cudaDataType, by dtype; bfloat16 as uint16
+SIZES = {"float32": 4, "float16": 2, "uint16": 2}
+FLOAT = TYPES["float32"]
+COMPUTE = {"float32": 68, "tf32": 77}  # cublasComputeType_t: CUBLAS_COMPUTE_32F, _32F_FAST_TF32
+TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
+BATCH_COUNT, BATCH_STEP = 5, 6  # cublasLtMatrixLayoutAttribute_t
+WORKSPACE_BYTES, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A to D
+WITHOUT, WITH_BIAS = 1, 4  # cublasLtEpilogue_t
+CANDIDATES = 32
+WORKSPACE = 32 << 20  # bytes that a product may use beside its arrays
+STATUS = {
+    1: "not initialized",
+    3: "allocation failed",
+    7: "invalid value",
+    8: "architecture mismatch",
+    13: "execution failed",
+    14: "internal error",
+    15: "not supported",
+}
+
+
+class CublasError(RuntimeError):
+    """A function of the library answered that it failed."""
+
+
+class Unsupported(CublasError):
+    """The library has no algorithm for a product."""
+
+
+class Algorithm(ctypes.Structure):
+    """What the heuristic returns: an opaque algorithm and what it needs."""
+
+    _fields_ = (
+        ("data", ctypes.c_uint64 * 8),
+        ("workspace", ctypes.c_size_t),
+        ("state", ctypes.c_int),
+        ("waves", ctypes.c_float),
+        ("reserved", ctypes.c_int * 4),
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A product of row-major matrices, ``out = op(a) op(b) + bias + plus``.
+
+    Attributes
+    ----------
+    m, n, k : int
+        The result is (m, n), and k products are summed.
+    transpose_a, transpose_b : bool
+        Whether the operand lies as (k, m), or (n, k).
+    dtype, out : str
+        The dtypes of the operands, and of the result, bias and ``plus``.
+    precision : str
+        ``"float32"``, or ``"tf32"`` where float32 operands may be rounded.
+    bias, adds : bool
+        Whether there is a bias (n,), and a ``plus`` (m, n).
+    batch : int
+        How many products, one matrix behind the other.
+    alignment : int
+        Bytes of which all addresses are multiples, at most 256.
+    """
+
+    m: int
+    n: int
+    k: int
+    transpose_a: bool
+    transpose_b: bool
+    dtype: str
+    out: str
+    precision: str = "float32"
+    bias: bool = False
+    adds: bool = False
+    batch: int = 1
+    alignment: int = 256
+
+    @property
+    def key(self) -> str:
+        """What names it in a file."""
+        flags = "".join("ny"[flag] for flag in (self.transpose_a, self.transpose_b))
+        more = "".join("ny"[flag] for flag in (self.bias, self.adds))
+        sizes = f"{self.batch}x{self.m}x{self.n}x{self.k}"
+        return f"{sizes} {flags} {self.dtype} {self.out} {self.precision} {more} {self.alignment}"
+
+
+class Plan:
+    """A product set up: its descriptors, and the algorithm that computes it.
+
+    The library reads columns where we have rows: to it, a row-major (m, n) matrix is one of (n, m).
+    So it is given the product turned round, :math:`D^T = op(B)^T op(A)^T`, b as its first operand
+    and a as its second; their flags change places with them. Its bias is one number for each of its
+    rows, which are our columns.
+
+    Parameters
+    ----------
+    binding : Binding
+        The library.
+    problem : Problem
+        The product.
+    """
+
+    def __init__(self, binding: Binding, problem: Problem) -> None:
+        self._binding, self.problem = binding, problem
+        p, lib = problem, binding.lib
+        self._made: list[tuple[Callable[..., int], Any]] = []
+        self._description = self._new("cublasLtMatmulDesc", COMPUTE[p.precision], FLOAT)
+        self._set("MatmulDesc", self._description, TRANSPOSE_A, ctypes.c_int32(p.transpose_b))
+        self._set("MatmulDesc", self._description, TRANSPOSE_B, ctypes.c_int32(p.transpose_a))
+        epilogue = WITH_BIAS if p.bias else WITHOUT
+        self._set("MatmulDesc", self._description, EPILOGUE, ctypes.c_int32(epilogue))
+        self._first = self._layout(p.dtype, *((p.n, p.k) if p.transpose_b else (p.k, p.n)))
+        self._second = self._layout(p.dtype, *((p.k, p.m) if p.transpose_a else (p.m, p.k)))
+        self._result = self._layout(p.out, p.m, p.n)
+        self._scales = ctypes.c_float(1.0), ctypes.c_float(1.0 if p.adds else 0.0)
+        self._bias = ctypes.c_void_p(0)
+        self.algorithm: Algorithm | None = None
+        weakref.finalize(self, _destroy, self._made, lib)
+
+    def candidates(self) -> list[Algorithm]:
+        """Return the algorithms that the library proposes, the likeliest first.
+
+        Raises
+        ------
+        Unsupported
+            If it has none.
+        """
+        call, p = self._binding.call, self.problem
+        preference = self._new("cublasLtMatmulPreference")
+        self._set("MatmulPreference", preference, WORKSPACE_BYTES, ctypes.c_uint64(WORKSPACE))
+        for attribute in ALIGNMENTS:
+            self._set("MatmulPreference", preference, attribute, ctypes.c_uint32(p.alignment))
+        found, count = (Algorithm * CANDIDATES)(), ctypes.c_int(0)
+        layouts = self._first, self._second, self._result, self._result
+        arguments = (self._binding.handle(), self._description, *layouts, preference)
+        results = CANDIDATES, found, ctypes.byref(count)
+        try:
+            call("cublasLtMatmulAlgoGetHeuristic", *arguments, *results)
+        except CublasError as error:
+            raise Unsupported(f"{error}, for {p.key}") from None
+        usable = [each for each in found[: count.value] if each.state == 0]
+        if not usable:
+            raise Unsupported(f"cuBLASLt has no algorithm for {p.key}")
+        return usable
+
+    def __call__(
+        self,
+        a: int,
+        b: int,
+        plus: int,
+        out: int,
+        *,
+        bias: int = 0,
+        workspace: int = 0,
+        stream: int = 0,
+        algorithm: Algorithm | None = None,
+    ) -> None:
+        """Ask the device for the product of what lies at these addresses.
+
+        Without ``plus`` its address is not looked at. The algorithm is the plan's own if none is
+        given.
+        """
+        if bias != self._bias.value and self.problem.bias:
+            self._bias = ctypes.c_void_p(bias)
+            self._set("MatmulDesc", self._description, BIAS, self._bias)
+        chosen = algorithm or self.algorithm
+        alpha, beta = self._scales
+        self._binding.call(
+            "cublasLtMatmul",
+            self._binding.handle(),
+            self._description,
+            ctypes.byref(alpha),
+            ctypes.c_void_p(b),
+            self._first,
+            ctypes.c_void_p(a),
+            self._second,
+            ctypes.byref(beta),
+            ctypes.c_void_p(plus if self.problem.adds else out),
+            self._result,
+            ctypes.c_void_p(out),
+            self._result,
+            None if chosen is None else ctypes.byref(chosen),
+            ctypes.c_void_p(workspace),
+            ctypes.c_size_t(WORKSPACE if workspace else 0),
+            ctypes.c_void_p(stream),
+        )
+
+    def _layout(self, dtype: str, rows: int, columns: int) -> Any:
+        """Return the description of a row-major matrix, our columns being the library's rows."""
+        sizes = ctypes.c_uint64(columns), ctypes.c_uint64(rows), ctypes.c_int64(columns)
+        layout = self._new("cublasLtMatrixLayout", TYPES[dtype], *sizes)
+        if self.problem.batch > 1:
+            self._set("MatrixLayout", layout, BATCH_COUNT, ctypes.c_int32(self.problem.batch))
+            self._set("MatrixLayout", layout, BATCH_STEP, ctypes.c_int64(rows * columns))
+        return layout
+
+    def _new(self, kind: str, *arguments: Any) -> Any:
+        made = ctypes.c_void_p()
+        self._binding.call(f"{kind}Create", ctypes.byref(made), *arguments)
+        self._made.append((getattr(self._binding.lib, f"{kind}Destroy"), made))
+        return made
+
+    def _set(self, kind: str, described: Any, attribute: int, value: Any) -> None:
+        size = ctypes.c_size_t(ctypes.sizeof(value))
+        name = f"cublasLt{kind}SetAttribute"
+        self._binding.call(name, described, attribute, ctypes.byref(value), size)
+
+
+class Binding:
+    """The library, loaded.
+
+    Parameters
+    ----------
+    lib : ctypes.CDLL
+        The library, or what behaves like it.
+    """
+
+    def __init__(self, lib: Any) -> None:
+        self.lib = lib
+        lib.cublasLtGetVersion.restype = ctypes.c_size_t
+        self.version = int(lib.cublasLtGetVersion())
+        self._handles: dict[int, Any] = {}
+        self.device: Callable[[], int] = lambda: 0
+        """Which device is in use; each has a handle of its own."""
+
+    def handle(self) -> Any:
+        """Return the handle of the device in use."""
+        device = self.device()
+        if device not in self._handles:
+            made = ctypes.c_void_p()
+            self.call("cublasLtCreate", ctypes.byref(made))
+            self._handles[device] = made
+        return self._handles[device]
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the library.
+
+        Raises
+        ------
+        CublasError
+            If it does not answer with success.
+        """
+        status = getattr(self.lib, name)(*arguments)
+        if status:
+            raise CublasError(f"{name} failed: {STATUS.get(status, 'status')} ({status})")
+
+
+def _destroy(made: list[tuple[Callable[..., int], Any]], lib: Any) -> None:
+    while made:
+        destroy, what = made.pop()
+        destroy(what)
+
+
+@functools.cache
+def library() -> Binding:
+    """Return the library of this machine.
+
+    Raises
+    ------
+    OSError
+        If there is none, saying where it was looked for.
+    """
+    for name in (*_found_by_pathfinder(), *SONAMES):
+        try:
+            return Binding(ctypes.CDLL(name))
+        except OSError:
+            continue
+    raise OSError(
+        f"{' and '.join(SONAMES)} are not found; pip install 'cupy-cuda12x[ctk]' (or "
+        "'cupy-cuda13x[ctk]') brings the one that fits"
+    )
+
+
+def _found_by_pathfinder() -> list[str]:
+    """Return where NVIDIA's own finder, which CuPy brings, sees the library."""
+    if not (importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.pathfinder")):
+        return []
+    try:
+        found = importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublasLt")
+    except RuntimeError:  # not found; the loader of the system may still know it
+        return []
+    return [str(found.abs_path)]
+
+
+@functools.cache
+def why_none() -> str:
+    """Return why the library cannot be loaded, or nothing."""
+    try:
+        library()
+    except (OSError, AttributeError) as error:
+        return str(error)
+    return ""
+
+
+def version() -> str:
+    """Return the library's version, ``"12.9.2"``."""
+    major, rest = divmod(library().version, 10000)
+    return f"{major}.{rest // 100}.{rest % 100}"

@@ -1,0 +1,60 @@
+"""What the GPU at hand can do, and which path each part of a model takes on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitkit.backend import ArrayModule, can_record, compute_capability
+from vitkit.kernels.cuda import _cublaslt, _cudnn
+
+LEAST = {"float32": 0, "tf32": 80, "bfloat16": 80, "float16": 70}
+"""The compute capability, times ten, from which a GPU multiplies each precision fast."""
+NEWEST = 90  # what an array module that only imitates a GPU is taken for
+
+
+def capability(xp: ArrayModule) -> int:
+    """Return the compute capability of the current device, times ten."""
+    return compute_capability() if xp.__name__ == "cupy" else NEWEST
+
+
+def why_not(precision: str, xp: ArrayModule) -> str:
+    """Return why a precision would not be faster than float32 here, or nothing."""
+    least, have = LEAST[precision], capability(xp)
+    if have < least:
+        needs, has = (f"{each // 10}.{each % 10}" for each in (least, have))
+        return f"it needs a GPU of compute capability {needs}, and this one has {has}"
+    if xp.__name__ == "cupy" and (reason := _cublaslt.why_none()):
+        return f"there is no cuBLASLt to multiply by ({reason})"
+    return ""
+
+
+def paths(xp: ArrayModule) -> dict[str, str]:
+    """Return which path each part takes on the device of ``xp``, and why not a better one.
+
+    Parameters
+    ----------
+    xp : module
+        CuPy, where it works.
+
+    Returns
+    -------
+    dict of str to str
+        By part, a line for people.
+    """
+    reasons: dict[str, Any] = {"cuBLASLt": _cublaslt.why_none(), "cuDNN": _cudnn.why_none()}
+    products = (
+        f"CuPy's cuBLAS, operands widened to float32 ({reasons['cuBLASLt']})"
+        if reasons["cuBLASLt"]
+        else f"cuBLASLt {_cublaslt.version()}"
+    )
+    own = capability(xp) >= LEAST["bfloat16"]
+    fallback = "vitkit's own kernel" if own else "matrix products and a softmax"
+    attention = f"{fallback} ({reasons['cuDNN']})" if reasons["cuDNN"] else "cuDNN"
+    graphs = "recorded as one CUDA graph" if can_record(xp) else "asked one kernel at a time"
+    return {
+        "GPU": f"compute capability {capability(xp) / 10}",
+        "matrix products": products,
+        "attention": f"{attention}; in float32 and tf32 matrix products and a softmax",
+        "everything else": "vitkit's kernels, compiled by NVRTC when first used",
+        "training steps": graphs,
+    }

@@ -1,0 +1,117 @@
+"""Attention of packed heads: by cuDNN, by the fused kernel, or by products where neither serves.
+
+The products need an array of scores (B, h, N, N), and copies of queries, keys and values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitkit.backend import Array, ArrayModule
+from vitkit.kernels.cuda import _cudnn, _fused
+from vitkit.kernels.cuda._products import multiply
+from vitkit.kernels.cuda.casts import cast
+from vitkit.ops.attention import split_heads
+
+FUSED: tuple[Any, ...] = (_cudnn, _fused)
+"""What computes attention without an array of scores, the first that serves; see each."""
+
+
+def attend(
+    qkv: Array, num_heads: int, precision: str, xp: ArrayModule
+) -> tuple[Array, Array, Array]:
+    """Return the gathered values (B, N, D), stored, and what backward needs of the softmax.
+
+    Parameters
+    ----------
+    qkv : array, shape (B, N, 3 D)
+        Queries, keys and values, stored.
+    num_heads : int
+        How many heads.
+    precision : str
+        What the operands of products are rounded to.
+    xp : module
+        The array module.
+    """
+    for better in FUSED:
+        if better.serves(qkv, num_heads, xp):
+            found: tuple[Array, Array, Array] = better.attend(qkv, num_heads, xp)
+            return found
+    q, k, v = (_packed(part, xp) for part in split_heads(qkv, num_heads))
+    scores = _scores(q, k, precision, xp)
+    largest = scores.max(axis=-1, keepdims=True)
+    scores -= largest
+    e = xp.exp(scores, out=scores)
+    total = e.sum(axis=-1, keepdims=True)
+    y = xp.empty(v.shape, "float32")
+    multiply(_low(e, qkv, xp), v, y, precision=precision, xp=xp)
+    y /= total
+    batch, tokens, width = qkv.shape
+    stats = (batch, num_heads, tokens)
+    mixed = xp.empty((batch, tokens, width // 3), qkv.dtype)
+    _heads(mixed, num_heads)[...] = _low(y, qkv, xp).reshape(*stats, -1)
+    return mixed, largest.reshape(stats), xp.log(total).reshape(stats)
+
+
+def attend_backward(
+    dy: Array,
+    qkv: Array,
+    y: Array,
+    largest: Array,
+    log_total: Array,
+    precision: str,
+    xp: ArrayModule,
+) -> Array:
+    """Return ``dqkv`` (B, N, 3 D), stored, of :func:`attend`."""
+    num_heads = largest.shape[1]
+    for better in FUSED:
+        if better.serves(qkv, num_heads, xp):
+            return better.attend_backward(dy, qkv, y, largest, log_total, xp)
+    q, k, v = (_packed(part, xp) for part in split_heads(qkv, num_heads))
+    d = _packed(_heads(dy, num_heads), xp)
+    gathered = _wide(_packed(_heads(y, num_heads), xp), xp)
+    delta = (_wide(d, xp) * gathered).sum(axis=-1, keepdims=True)
+    rows = (len(q), -1, 1)
+    p = _scores(q, k, precision, xp)
+    p -= largest.reshape(rows)
+    p -= log_total.reshape(rows)
+    p = xp.exp(p, out=p)
+    ds = xp.empty(p.shape, "float32")
+    multiply(d, v, ds, transpose_b=True, precision=precision, xp=xp)
+    ds -= delta
+    ds *= p
+    ds *= q.shape[-1] ** -0.5
+    p, ds = _low(p, qkv, xp), _low(ds, qkv, xp)
+    dqkv = xp.empty(qkv.shape, qkv.dtype)
+    products = ((ds, k, False), (ds, q, True), (p, d, True))
+    for part, (left, right, turned) in zip(split_heads(dqkv, num_heads), products, strict=True):
+        gradient = xp.empty(q.shape, qkv.dtype)
+        multiply(left, right, gradient, transpose_a=turned, precision=precision, xp=xp)
+        part[...] = gradient.reshape(part.shape)
+    return dqkv
+
+
+def _scores(q: Array, k: Array, precision: str, xp: ArrayModule) -> Array:
+    scores = xp.empty((len(q), q.shape[1], k.shape[1]), "float32")
+    multiply(q, k, scores, transpose_b=True, precision=precision, xp=xp)
+    scores *= q.shape[-1] ** -0.5
+    return scores
+
+
+def _heads(x: Array, num_heads: int) -> Array:
+    """Return a view (B, h, N, d) of heads side by side."""
+    batch, tokens, width = x.shape
+    return x.reshape(batch, tokens, num_heads, width // num_heads).transpose(0, 2, 1, 3)
+
+
+def _packed(part: Array, xp: ArrayModule) -> Array:
+    """Return heads (B, h, N, d) as one batch of matrices without gaps."""
+    return xp.ascontiguousarray(part).reshape(-1, *part.shape[-2:])
+
+
+def _low(x: Array, like: Array, xp: ArrayModule) -> Array:
+    return x if like.dtype == "float32" else cast(x, like.dtype.name, xp)
+
+
+def _wide(x: Array, xp: ArrayModule) -> Array:
+    return x if x.dtype == "float32" else cast(x, "float32", xp)

@@ -1,0 +1,145 @@
+"""CuPy's arrays multiplied by cuBLASLt."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+
+from vitkit.backend import Array, ArrayModule, compute_capability
+from vitkit.kernels.cuda import _cublaslt, _products
+from vitkit.kernels.cuda._algorithms import Memory
+from vitkit.kernels.cuda._cublaslt import WORKSPACE, Algorithm, CublasError, Plan, Problem
+from vitkit.kernels.cuda._gpu import Gpu
+from vitkit.kernels.cuda.casts import cast
+
+LOGGER = logging.getLogger("vitkit")
+ALIGNMENTS = (256, 128, 64, 32, 16, 8, 4, 2)
+
+
+GPU = Gpu()
+PLANS: dict[tuple[int, Problem], Plan] = {}
+WORKSPACES: dict[tuple[int, int], Array] = {}
+"""Room that products of one device and stream may use, one after the other."""
+
+
+@functools.cache
+def memory(name: str) -> Memory:
+    """Return what was found for the products of one GPU."""
+    return Memory(name)
+
+
+def multiply(
+    a: Array,
+    b: Array,
+    out: Array,
+    transpose_a: bool,
+    transpose_b: bool,
+    bias: Array | None,
+    plus: Array | None,
+    precision: str,
+    xp: ArrayModule,
+) -> None:
+    """Do as :func:`vitkit.kernels.cuda._products.multiply`; a bias is rounded as the result is."""
+    if bias is not None and bias.dtype != out.dtype:
+        bias = cast(bias, out.dtype.name, xp)
+    problem = problem_of(a, b, out, transpose_a, transpose_b, bias, plus, precision)
+    device = GPU.device()
+    plan = PLANS.get((device, problem))
+    if plan is None:
+        plan = _planned(problem, a, b, out, bias, plus, xp)
+        if not GPU.capturing():  # a plan made while a stream captures was not timed
+            PLANS[device, problem] = plan
+    _run(plan, a, b, out, bias, plus, xp)
+
+
+def problem_of(
+    a: Array,
+    b: Array,
+    out: Array,
+    transpose_a: bool,
+    transpose_b: bool,
+    bias: Array | None,
+    plus: Array | None,
+    precision: str,
+) -> Problem:
+    """Return which product this is."""
+    m, n = out.shape[-2:]
+    addresses = [each.data.ptr for each in (a, b, out, plus) if each is not None]
+    common = math.gcd(*addresses)
+    return Problem(
+        m,
+        n,
+        a.shape[-2] if transpose_a else a.shape[-1],
+        transpose_a,
+        transpose_b,
+        a.dtype.name,
+        out.dtype.name,
+        "tf32" if precision == "tf32" and a.dtype == "float32" else "float32",
+        bias is not None,
+        plus is not None,
+        out.shape[0] if out.ndim == 3 else 1,
+        next(size for size in ALIGNMENTS if common % size == 0),
+    )
+
+
+def _planned(
+    problem: Problem,
+    a: Array,
+    b: Array,
+    out: Array,
+    bias: Array | None,
+    plus: Array | None,
+    xp: ArrayModule,
+) -> Plan:
+    """Return a plan with the fastest algorithm, timed on these arrays but for the result."""
+    binding = _cublaslt.library()
+    binding.device = GPU.device
+    plan = Plan(binding, problem)
+    candidates = plan.candidates()
+    if GPU.capturing() or len(candidates) == 1:
+        plan.algorithm = candidates[0]
+        return plan
+    room = xp.empty(out.shape, out.dtype)
+    added = None if plus is None else room  # what is added to may be the result itself
+
+    def seconds(algorithm: Algorithm) -> float:
+        try:
+            return GPU.seconds(lambda: _run(plan, a, b, room, bias, added, xp, algorithm))
+        except CublasError:
+            return math.inf
+
+    name = f"{GPU.title()}-{binding.version}"
+    plan.algorithm = memory(name).choose(problem.key, candidates, seconds)
+    return plan
+
+
+def _run(
+    plan: Plan,
+    a: Array,
+    b: Array,
+    out: Array,
+    bias: Array | None,
+    plus: Array | None,
+    xp: ArrayModule,
+    algorithm: Algorithm | None = None,
+) -> None:
+    place = GPU.device(), GPU.stream()
+    if place not in WORKSPACES:
+        WORKSPACES[place] = xp.empty((WORKSPACE,), "uint8")
+    plan(
+        a.data.ptr,
+        b.data.ptr,
+        0 if plus is None else plus.data.ptr,
+        out.data.ptr,
+        bias=0 if bias is None else bias.data.ptr,
+        workspace=WORKSPACES[place].data.ptr,
+        stream=place[1],
+        algorithm=algorithm,
+    )
+
+
+if not _cublaslt.why_none():
+    _products.PRODUCTS["cupy"] = multiply
+elif compute_capability():
+    LOGGER.info("Products are CuPy's, in float32: %s.", _cublaslt.why_none())

@@ -1,0 +1,68 @@
+"""The MLP branch on a GPU; the meaning is in :mod:`vitkit.ops.mlp`.
+
+The pre-activation is rounded to what is stored before the activation reads it, as its product
+leaves it; the reference rounds only after.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitkit.backend import Array, ArrayModule
+from vitkit.kernels.cuda._arrays import plain
+from vitkit.kernels.cuda._branch import Branch, usable
+from vitkit.kernels.cuda.casts import gained_cast
+from vitkit.kernels.cuda.gelu import activate, through_activation
+from vitkit.kernels.cuda.layer_norm import normalize, normalize_backward, normalized_again
+from vitkit.ops.mlp import ACTIVATIONS, MLPArrays, mlp_branch, mlp_branch_backward_inplace
+
+
+@mlp_branch.kernel("cupy")
+def mlp_branch_cuda(
+    x: Array,
+    weights: MLPArrays,
+    eps: float,
+    activation: str,
+    gain: Array | None,
+    precision: str,
+    keep: bool,
+    *,
+    xp: ArrayModule,
+) -> Any:
+    """Replace :func:`vitkit.ops.mlp_branch` for float32 inputs."""
+    if not usable(precision, x, gain, weights) or activation not in ACTIVATIONS:
+        return NotImplemented
+    branch, x = Branch(precision, xp), plain(x, xp)
+    u, mean, rstd = normalize(x, weights.norm_weight, weights.norm_bias, eps, branch.dtype, xp)
+    h = branch.affine(u, weights.fc1_weight, weights.fc1_bias)
+    hidden, slope = activate(h, activation, keep, xp)
+    y = branch.add_affine(x, hidden, weights.fc2_weight, weights.fc2_bias, gain)
+    return y, (mean, rstd, hidden, slope) if keep else ()
+
+
+@mlp_branch_backward_inplace.kernel("cupy")
+def mlp_branch_backward_cuda(
+    dy: Array,
+    x: Array,
+    kept: tuple[Array, ...],
+    weights: MLPArrays,
+    grads: MLPArrays,
+    gain: Array | None,
+    precision: str,
+    *,
+    xp: ArrayModule,
+) -> Any:
+    """Replace :func:`vitkit.ops.mlp_branch_backward_inplace` for float32 inputs."""
+    if not usable(precision, x, gain, weights, grads, (dy,)):
+        return NotImplemented
+    mean, rstd, hidden, slope = kept
+    branch, x, w = Branch(precision, xp), plain(x, xp), weights
+    dbranch = gained_cast(dy, gain, branch.dtype, grads.fc2_bias, xp)
+    dh = branch.input_gradient(dbranch, w.fc2_weight)
+    dh = through_activation(dh, slope, grads.fc1_bias, xp)
+    branch.add_weight_gradient(dbranch, hidden, grads.fc2_weight)
+    u = normalized_again(x, w.norm_weight, w.norm_bias, mean, rstd, branch.dtype, xp)
+    branch.add_weight_gradient(dh, u, grads.fc1_weight)
+    du = branch.input_gradient(dh, w.fc1_weight)
+    norm_gradients = grads.norm_weight, grads.norm_bias
+    return normalize_backward(du, x, w.norm_weight, mean, rstd, dy, *norm_gradients, xp)
