@@ -104,34 +104,19 @@ def drop_path_backward(dy: Array, rate: float, key: Key, *, xp: ArrayModule) -> 
     return dy * _sample_mask(dy, rate, key, xp)
 
 
-@Op
 def path_gain(batch: int, rate: float, key: Key, dtype: np.dtype, *, xp: ArrayModule) -> Array:
-    """Return what :func:`drop_path` multiplies each sample by.
+    """Return what :func:`drop_path` multiplies each of ``batch`` samples by, as an array (B,)."""
+    return drop_path(xp.ones((batch,), dtype), rate, key, xp=xp)
 
-    Parameters
-    ----------
-    batch : int
-        How many samples there are.
-    rate : float
-        The probability of zero, in [0, 1).
-    key : tuple of 3 int
-        Which random numbers to draw: seed, step, count.
-    dtype : numpy.dtype
-        That of the samples.
-    xp : module
-        The array module.
 
-    Returns
-    -------
-    array, shape (B,)
-        0 or ``1 / (1 - rate)``.
-    """
+def drawn_gains(batch: int, rate: float, key: Key, dtype: np.dtype, *, xp: ArrayModule) -> Array:
+    """Return the same, drawn on the host: 0 or ``1 / (1 - rate)`` for each sample."""
     return _mask((batch,), rate, key, xp).astype(dtype) * (1 / (1 - rate))
 
 
 def _sample_mask(x: Array, rate: float, key: Key, xp: ArrayModule) -> Array:
     """Return 0 or 1 / (1 - rate) for each sample, in the dtype of ``x``."""
-    return path_gain(x.shape[0], rate, key, x.dtype, xp=xp).reshape(-1, *(1,) * (x.ndim - 1))
+    return drawn_gains(x.shape[0], rate, key, x.dtype, xp=xp).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _mask(shape: tuple[int, ...], rate: float, key: Key, xp: ArrayModule) -> Array:

@@ -38,7 +38,7 @@ class FakeCublasLt:
 
     def __init__(self, algorithms: int = 3, version: int = 120902) -> None:
         self.cublasLtGetVersion = Version(version)
-        self.algorithms = algorithms
+        self.algorithms, self.adds_biases = algorithms, True
         self.live: dict[int, dict[str, Any]] = {}
         self.calls: list[int] = []  # the number of the algorithm of each product
         self._numbers = itertools.count(1)
@@ -99,13 +99,18 @@ class FakeCublasLt:
         found: Any,
         count: Any,
     ) -> int:
-        if not self.algorithms:
+        settings, wanted = self.live[description.value], self.live[preference.value]
+        biased = settings["epilogue"] == BIAS
+        if not self.algorithms or (biased and not self.adds_biases):
             return UNSUPPORTED
-        if self.live[preference.value]["workspace"] <= 0:
+        if wanted["workspace"] <= 0 or (biased and not settings["bias"]):
             return INVALID
+        self.live[description.value]["bias alignment"] = settings["bias"] & -settings["bias"]
         count._obj.value = min(asked, self.algorithms)
         for number in range(count._obj.value):
             found[number].data[0] = 1000 + number
+            for place in range(4):  # of A to D; what an algorithm may take for granted
+                found[number].data[1 + place] = wanted[f"alignment{5 + place}"]
             found[number].state = 0
         return 0
 
@@ -131,6 +136,14 @@ class FakeCublasLt:
         settings = self.live[description.value]
         layouts = [self.live[each.value] for each in (a_layout, b_layout, c_layout, d_layout)]
         self.calls.append(-1 if algorithm is None else algorithm._obj.data[0] - 1000)
+        if algorithm is not None:
+            promised = list(algorithm._obj.data[1:5])
+            given = [place.value for place in (a, b, c, d)]
+            if settings["epilogue"] == BIAS:
+                promised.append(settings["bias alignment"])
+                given.append(settings["bias"] or 0)
+            if any(place % step for place, step in zip(given, promised, strict=True)):
+                return INVALID
         with np.errstate(all="ignore"):  # what is timed may be made of anything
             return self._multiply(
                 settings, layouts, (a, b, c, d), alpha._obj.value, beta._obj.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_cublaslt import FakeCublasLt, narrow, wide
 
-from vitkit.kernels.cuda import _cublaslt, _lt
+from vitkit.kernels.cuda import _cublaslt, _lt, _products
 from vitkit.kernels.cuda._algorithms import Memory
 from vitkit.kernels.cuda._cublaslt import Binding, CublasError, Plan, Problem, Unsupported
 from vitkit.testing import cuda_on_cpu, strict_device
@@ -56,6 +57,9 @@ def lib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCublasL
     binding = Binding(fake)
     monkeypatch.setattr(_cublaslt, "library", lambda: binding)
     monkeypatch.setattr(_lt, "GPU", Clock(fake, [3.0, 1.0, 2.0]))
+    # CuPy's memory lies on boundaries of 512 bytes, so that what is timed lies as well as what it
+    # is timed for; NumPy's on boundaries of 16.
+    monkeypatch.setattr(_lt, "ALIGNMENTS", (16, 8, 4, 2))
     for table in ("PLANS", "WORKSPACES"):
         monkeypatch.setattr(_lt, table, {})
     monkeypatch.setattr(_lt, "memory", lambda name: Memory(name, tmp_path))
@@ -131,6 +135,55 @@ def test_stored_numbers_and_batches(
     assert error(rng, (9, 4, 17), turned=turned, dtypes=dtypes, batch=batch, biased=biased) < 1
 
 
+@pytest.mark.parametrize("turned", TURNS)
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("uint16", "uint16")])
+def test_as_the_module_multiplies(
+    turned: tuple[bool, bool], dtypes: tuple[str, str], lib: Any, rng: np.random.Generator
+) -> None:
+    dtype, result = dtypes
+    a = xp.asarray(stored((9, 12) if turned[0] else (12, 9), dtype, rng))
+    b = xp.asarray(stored((10, 9) if turned[1] else (9, 10), dtype, rng))
+    bias = xp.asarray(wide(stored((10,), dtype, rng)).astype("float32"))
+    plus, outs = xp.asarray(stored((12, 10), result, rng)), []
+    for product in (_lt.multiply, _products.by_the_module):
+        outs.append(xp.empty((12, 10), result))
+        product(a, b, outs[-1], *turned, bias, plus, "float32", xp)
+    found, expected = (wide(out.get()) for out in outs)
+    assert np.abs(found - expected).max() <= 2 * ROUNDING[result] * np.abs(expected).max()
+
+
+def test_arrays_that_lie_anywhere(lib: FakeCublasLt, rng: np.random.Generator) -> None:
+    memory, numbers = xp.empty((400,), "float32"), rng.standard_normal(400).astype("float32")
+    memory[...] = xp.asarray(numbers)
+    for first in (0, 1, 2, 3, 5):  # each asks for algorithms that take such addresses
+        a = memory[first : first + 6].reshape(2, 3)
+        b = memory[100 + first : 112 + first].reshape(3, 4)
+        bias = memory[200 + first : 204 + first]
+        out = memory[300 + first : 308 + first].reshape(2, 4)
+        _lt.multiply(a, b, out, False, False, bias, None, "float32", xp)
+        expected = a.get().astype("float64") @ b.get() + bias.get()
+        assert np.abs(out.get() - expected).max() < 1e-6 * np.abs(expected).max()
+    assert {problem.alignment for _, problem in _lt.PLANS} >= {4, 8}
+
+
+@pytest.mark.parametrize("result", ["float32", "uint16"])
+@pytest.mark.parametrize("plus", ["", "in place"])
+def test_biases_that_the_library_does_not_add(
+    result: str,
+    plus: str,
+    lib: FakeCublasLt,
+    rng: np.random.Generator,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lib.adds_biases = False
+    with caplog.at_level(logging.INFO, "vitkit"):
+        for _ in range(2):
+            assert error(rng, dtypes=("uint16", result), biased=True, plus=plus) < 2
+    assert len(caplog.records) == 1
+    assert "is computed in another way: cublasLtMatmulAlgoGetHeuristic failed" in caplog.text
+    assert bool(lib.calls) == (result == "float32")  # the other is the module's own product
+
+
 FAULTS: dict[str, tuple[str, Any]] = {
     "flags that do not change places": ("TRANSPOSE_A", 4),
     "no bias": ("WITH_BIAS", 1),
@@ -145,15 +198,52 @@ def test_a_planted_fault_is_noticed(
     fault: str, lib: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     monkeypatch.setattr(_cublaslt, *FAULTS[fault])
+    assert is_noticed(rng)
+
+
+def is_noticed(rng: np.random.Generator) -> bool:
     with np.errstate(all="ignore"):
         try:
             errors = [
-                error(rng, turned=(True, False), biased=True),
+                error(rng, turned=(True, False), biased=True, plus="in place"),
                 error(rng, turned=(False, True), dtypes=("uint16", "float32"), batch=2),
             ]
         except CublasError:
-            return
-    assert not max(errors) < 1
+            return True
+    return not max(errors) < 1
+
+
+class WithoutBeta(Plan):
+    """Forgets what is to be added."""
+
+    def __init__(self, binding: Binding, problem: Problem) -> None:
+        super().__init__(binding, problem)
+        self._scales = ctypes.c_float(1.0), ctypes.c_float(0.0)
+
+
+class RowsForColumns(Plan):
+    """Says how many rows a matrix has where the length of a row is asked for."""
+
+    def _layout(self, dtype: str, rows: int, columns: int) -> Any:
+        sizes = ctypes.c_uint64(columns), ctypes.c_uint64(rows), ctypes.c_int64(rows)
+        return self._new("cublasLtMatrixLayout", _cublaslt.TYPES[dtype], *sizes)
+
+
+class TurnedRound(Plan):
+    """Describes every matrix the other way round, and so along which axis a bias lies."""
+
+    def _layout(self, dtype: str, rows: int, columns: int) -> Any:
+        return super()._layout(dtype, columns, rows)
+
+
+@pytest.mark.parametrize("plan", [WithoutBeta, RowsForColumns, TurnedRound])
+def test_a_planted_wrong_plan_is_noticed(
+    plan: type[Plan], lib: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    assert not is_noticed(rng)
+    _lt.PLANS.clear()
+    monkeypatch.setattr(_lt, "Plan", plan)
+    assert is_noticed(rng)
 
 
 def test_the_fastest_is_taken_and_what_is_added_to_is_not_spoilt(
@@ -180,9 +270,15 @@ def test_nothing_is_timed_while_a_stream_captures(
 
 def test_no_algorithm_and_failures_are_said(lib: FakeCublasLt, rng: np.random.Generator) -> None:
     lib.algorithms = 0
-    with pytest.raises(Unsupported, match=r"cublasLtMatmulAlgoGetHeuristic failed: not supported"):
-        error(rng)
     problem = Problem(2, 2, 2, False, False, "float32", "float32", precision="tf32")
+    with pytest.raises(Unsupported, match=r"cublasLtMatmulAlgoGetHeuristic failed: not supported"):
+        Plan(_cublaslt.library(), problem).candidates()
+    assert error(rng) < 1  # the module's own
+    assert not lib.calls
+    lib.cublasLtMatmulAlgoGetHeuristic = lambda *arguments: 14
+    with pytest.raises(CublasError, match="internal error") as failure:
+        error(rng, (2, 2, 2))
+    assert not isinstance(failure.value, Unsupported)
     _cublaslt.library().lib.cublasLtMatmulPreferenceCreate = lambda place: 3
     with pytest.raises(CublasError, match="allocation failed"):
         Plan(_cublaslt.library(), problem).candidates()

@@ -136,7 +136,8 @@ def test_follows_torch_over_many_steps(rule: str, rng: np.random.Generator) -> N
 @pytest.mark.parametrize("kind", ["float32", "float64", "int64"])
 def test_kinds_of_numbers_on_the_device(case: str, kind: str, rng: np.random.Generator) -> None:
     rule, slots, settings = CASES[case]
-    changed = {name: 1 if kind == "int64" else 0.25 for name in ("lr", "decay") if name in settings}
+    rate = 1 if kind == "int64" else 0.25
+    changed: dict[str, Any] = {name: rate for name in ("lr", "decay") if name in settings}
     if "step" in settings:
         changed["step"] = 7
     hosts = drawn(slots, 33, rng)
@@ -187,12 +188,13 @@ def test_a_copy_of_less_precision(dtype: str, size: int, rng: np.random.Generato
     for first in (0, 1):
         arrays, plainly = ([xp.asarray(host)[first:] for host in hosts] for _ in range(2))
         low = xp.zeros(size + 1, dtype)[first:]
-        adamw_update_with_copy(*arrays, low, **settings, weight_decay=0.3, xp=xp)
+        w, g, m, v = arrays
+        adamw_update_with_copy(w, g, m, v, low, **settings, weight_decay=0.3, xp=xp)
         op("adamw")(*plainly, **CASES["adamw"][2], xp=xp)
         for found, expected in zip(arrays, plainly, strict=True):
             assert np.array_equal(found.get(), expected.get())
-        w = arrays[0].get()
-        expected = to_bfloat16(w, xp=np) if dtype == "uint16" else w.astype("float16")
+        new = w.get()
+        expected = to_bfloat16(new, xp=np) if dtype == "uint16" else new.astype("float16")
         assert np.array_equal(low.get(), expected)
 
 

@@ -21,11 +21,11 @@ from vitkit.kernels.cpu._rows import scale
 from vitkit.kernels.cpu._threads import threads
 from vitkit.ops.dropout import (
     Key,
+    drawn_gains,
     drop_path,
     drop_path_backward,
     dropout,
     dropout_backward,
-    path_gain,
 )
 
 BLOCK = 8  # numbers that a block of Philox makes
@@ -92,7 +92,7 @@ def _samples_dropped(x: Array, rate: float, key: Key) -> Any:
     if not served(x) or x.ndim == 0:
         return NotImplemented
     y, samples = empty(x.shape), len(x)
-    gains = path_gain(samples, rate, key, x.dtype, xp=np)
+    gains = drawn_gains(samples, rate, key, x.dtype, xp=np)
     _scale_samples(column(x).reshape(samples, -1), gains, column(y).reshape(samples, -1), threads())
     return y
 

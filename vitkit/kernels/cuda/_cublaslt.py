@@ -27,6 +27,8 @@ WORKSPACE_BYTES, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttribu
 WITHOUT, WITH_BIAS = 1, 4  # cublasLtEpilogue_t
 CANDIDATES = 32
 WORKSPACE = 32 << 20  # bytes that a product may use beside its arrays
+BIAS_ALIGNMENT = 16  # bytes; on an A100, algorithms that add a bias have failed with less
+NOT_SUPPORTED = 15
 STATUS = {
     1: "not initialized",
     3: "allocation failed",
@@ -34,12 +36,25 @@ STATUS = {
     8: "architecture mismatch",
     13: "execution failed",
     14: "internal error",
-    15: "not supported",
+    NOT_SUPPORTED: "not supported",
+    16: "licence error",
 }
 
 
 class CublasError(RuntimeError):
-    """A function of the library answered that it failed."""
+    """A function of the library answered that it failed.
+
+    Parameters
+    ----------
+    message : str
+        Which, and how.
+    status : int
+        The number that it returned.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Unsupported(CublasError):
@@ -77,7 +92,8 @@ class Problem:
     batch : int
         How many products, one matrix behind the other.
     alignment : int
-        Bytes of which all addresses are multiples, at most 256.
+        Bytes of which the addresses of matrices are multiples, at most 256; that of the bias is
+        one of 16.
     """
 
     m: int
@@ -142,12 +158,16 @@ class Plan:
         ------
         Unsupported
             If it has none.
+        CublasError
+            If asking fails otherwise.
         """
         call, p = self._binding.call, self.problem
         preference = self._new("cublasLtMatmulPreference")
         self._set("MatmulPreference", preference, WORKSPACE_BYTES, ctypes.c_uint64(WORKSPACE))
         for attribute in ALIGNMENTS:
             self._set("MatmulPreference", preference, attribute, ctypes.c_uint32(p.alignment))
+        if p.bias:  # only how the address is aligned is looked at here, and it is not kept
+            self._set_bias(BIAS_ALIGNMENT)
         found, count = (Algorithm * CANDIDATES)(), ctypes.c_int(0)
         layouts = self._first, self._second, self._result, self._result
         arguments = (self._binding.handle(), self._description, *layouts, preference)
@@ -155,10 +175,11 @@ class Plan:
         try:
             call("cublasLtMatmulAlgoGetHeuristic", *arguments, *results)
         except CublasError as error:
-            raise Unsupported(f"{error}, for {p.key}") from None
+            kind = Unsupported if error.status == NOT_SUPPORTED else CublasError
+            raise kind(f"{error}, for {p.key}", error.status) from None
         usable = [each for each in found[: count.value] if each.state == 0]
         if not usable:
-            raise Unsupported(f"cuBLASLt has no algorithm for {p.key}")
+            raise Unsupported(f"cuBLASLt has no algorithm for {p.key}", NOT_SUPPORTED)
         return usable
 
     def __call__(
@@ -177,10 +198,14 @@ class Plan:
 
         Without ``plus`` its address is not looked at. The algorithm is the plan's own if none is
         given.
+
+        Raises
+        ------
+        CublasError
+            If the library refuses.
         """
-        if bias != self._bias.value and self.problem.bias:
-            self._bias = ctypes.c_void_p(bias)
-            self._set("MatmulDesc", self._description, BIAS, self._bias)
+        if self.problem.bias:
+            self._set_bias(bias)
         chosen = algorithm or self.algorithm
         alpha, beta = self._scales
         self._binding.call(
@@ -202,6 +227,11 @@ class Plan:
             ctypes.c_size_t(WORKSPACE if workspace else 0),
             ctypes.c_void_p(stream),
         )
+
+    def _set_bias(self, address: int) -> None:
+        if address != self._bias.value:
+            self._bias = ctypes.c_void_p(address)
+            self._set("MatmulDesc", self._description, BIAS, self._bias)
 
     def _layout(self, dtype: str, rows: int, columns: int) -> Any:
         """Return the description of a row-major matrix, our columns being the library's rows."""
@@ -260,7 +290,7 @@ class Binding:
         """
         status = getattr(self.lib, name)(*arguments)
         if status:
-            raise CublasError(f"{name} failed: {STATUS.get(status, 'status')} ({status})")
+            raise CublasError(f"{name} failed: {STATUS.get(status, 'status')} ({status})", status)
 
 
 def _destroy(made: list[tuple[Callable[..., int], Any]], lib: Any) -> None:

@@ -1,4 +1,9 @@
-"""CuPy's arrays multiplied by cuBLASLt."""
+"""CuPy's arrays multiplied by cuBLASLt.
+
+The library adds only biases of the result's dtype (``CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE`` in
+``cublasLt.h``), so a float32 bias of a result in 16 bits is rounded first. Where it has no
+algorithm, a bias is added in a second step, or the product is CuPy's own.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,23 @@ import math
 from vitkit.backend import Array, ArrayModule, compute_capability
 from vitkit.kernels.cuda import _cublaslt, _products
 from vitkit.kernels.cuda._algorithms import Memory
-from vitkit.kernels.cuda._cublaslt import WORKSPACE, Algorithm, CublasError, Plan, Problem
+from vitkit.kernels.cuda._arrays import aligned
+from vitkit.kernels.cuda._cublaslt import (
+    WORKSPACE,
+    Algorithm,
+    CublasError,
+    Plan,
+    Problem,
+    Unsupported,
+)
 from vitkit.kernels.cuda._gpu import Gpu
 from vitkit.kernels.cuda.casts import cast
 
 LOGGER = logging.getLogger("vitkit")
 ALIGNMENTS = (256, 128, 64, 32, 16, 8, 4, 2)
-
-
 GPU = Gpu()
-PLANS: dict[tuple[int, Problem], Plan] = {}
+PLANS: dict[tuple[int, Problem], Plan | None] = {}
+"""How a device computes a product; None where cuBLASLt does not."""
 WORKSPACES: dict[tuple[int, int], Array] = {}
 """Room that products of one device and stream may use, one after the other."""
 
@@ -41,16 +53,24 @@ def multiply(
     xp: ArrayModule,
 ) -> None:
     """Do as :func:`vitkit.kernels.cuda._products.multiply`; a bias is rounded as the result is."""
-    if bias is not None and bias.dtype != out.dtype:
-        bias = cast(bias, out.dtype.name, xp)
-    problem = problem_of(a, b, out, transpose_a, transpose_b, bias, plus, precision)
-    device = GPU.device()
-    plan = PLANS.get((device, problem))
-    if plan is None:
-        plan = _planned(problem, a, b, out, bias, plus, xp)
-        if not GPU.capturing():  # a plan made while a stream captures was not timed
-            PLANS[device, problem] = plan
-    _run(plan, a, b, out, bias, plus, xp)
+    shift = None if bias is None else _as_added(bias, out.dtype.name, xp)
+    problem = problem_of(a, b, out, transpose_a, transpose_b, shift, plus, precision)
+    place = GPU.device(), problem
+    plan = PLANS[place] if place in PLANS else _planned(problem, a, b, out, shift, plus, xp)
+    if plan is None or not GPU.capturing():  # a plan made while a stream captures was not timed
+        PLANS[place] = plan
+    if plan is not None:
+        _run(plan, a, b, out, shift, plus, xp)
+    elif bias is not None and out.dtype == "float32":
+        multiply(a, b, out, transpose_a, transpose_b, None, plus, precision, xp)
+        out += bias
+    else:
+        _products.by_the_module(a, b, out, transpose_a, transpose_b, bias, plus, precision, xp)
+
+
+def _as_added(bias: Array, dtype: str, xp: ArrayModule) -> Array:
+    """Return a bias as the library adds it: in the result's dtype, on a boundary of 16 bytes."""
+    return aligned(bias if bias.dtype == dtype else cast(bias, dtype, xp), xp)
 
 
 def problem_of(
@@ -91,12 +111,19 @@ def _planned(
     bias: Array | None,
     plus: Array | None,
     xp: ArrayModule,
-) -> Plan:
-    """Return a plan with the fastest algorithm, timed on these arrays but for the result."""
+) -> Plan | None:
+    """Return a plan with the fastest algorithm, timed on these arrays but for the result.
+
+    None, and a line that says why, where the library has no algorithm.
+    """
     binding = _cublaslt.library()
     binding.device = GPU.device
     plan = Plan(binding, problem)
-    candidates = plan.candidates()
+    try:
+        candidates = plan.candidates()
+    except Unsupported as error:
+        LOGGER.info("A product is computed in another way: %s.", error)
+        return None
     if GPU.capturing() or len(candidates) == 1:
         plan.algorithm = candidates[0]
         return plan

@@ -19,7 +19,6 @@ from vitkit.ops.dropout import (
     drop_path_backward,
     dropout,
     dropout_backward,
-    path_gain,
 )
 
 THREADS = 256  # of a block
@@ -98,11 +97,3 @@ def drop_path_cuda(x: Array, rate: float, key: Key, *, xp: ArrayModule) -> Any:
 def drop_path_backward_cuda(dy: Array, rate: float, key: Key, *, xp: ArrayModule) -> Any:
     """Replace :func:`vitkit.ops.drop_path_backward` for float32."""
     return _samples_dropped(dy, rate, key, xp)
-
-
-@path_gain.kernel("cupy")
-def path_gain_cuda(batch: int, rate: float, key: Key, dtype: Any, *, xp: ArrayModule) -> Any:
-    """Replace :func:`vitkit.ops.path_gain` for float32."""
-    if np.dtype(dtype) != np.float32 or not drawable(rate, key, xp):
-        return NotImplemented
-    return _gains(batch, rate, key, xp)

@@ -28,7 +28,7 @@ __device__ __forceinline__ i64 label_at(const void* labels, int bytes, int row) 
 // ``bytes`` are those of label_at, or where these are 0 a distribution in float32. A class that
 // there is not makes all NaN.
 template <int THREADS, int V>
-__global__ void __launch_bounds__(threads_for(THREADS))
+__global__ void __launch_bounds__(threads_for<THREADS>)
     cross_entropy(const float* __restrict__ logits, const void* __restrict__ labels, int bytes,
                   float kept, float even, float share, float* __restrict__ losses,
                   float* __restrict__ dlogits, int rows, int classes) {

@@ -5,7 +5,8 @@
 constexpr int WARP_ROWS = 4;  // of a block, where a warp takes a row
 
 // How many threads a block has where THREADS share a row: 32, or all.
-constexpr int threads_for(int threads) { return threads == 32 ? 32 * WARP_ROWS : threads; }
+template <int THREADS>
+constexpr int threads_for = THREADS == 32 ? 32 * WARP_ROWS : THREADS;
 
 template <int THREADS>
 __device__ __forceinline__ int row_of_thread() {

@@ -5,7 +5,7 @@
 #include "rows.cuh"
 
 template <int THREADS, int V>
-__global__ void __launch_bounds__(threads_for(THREADS))
+__global__ void __launch_bounds__(threads_for<THREADS>)
     softmax_forward(const float* __restrict__ x, float* __restrict__ y, int rows, int width) {
   __shared__ float room[32];
   const int row = row_of_thread<THREADS>(), first = threadIdx.x % THREADS * V;
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(threads_for(THREADS))
 }
 
 template <int THREADS, int V>
-__global__ void __launch_bounds__(threads_for(THREADS))
+__global__ void __launch_bounds__(threads_for<THREADS>)
     softmax_backward(const float* __restrict__ dy, const float* __restrict__ y,
                      float* __restrict__ dx, int rows, int width) {
   __shared__ float room[32];
