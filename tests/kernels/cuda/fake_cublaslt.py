@@ -15,7 +15,8 @@ import numpy as np
 TYPES = {0: "float32", 2: "float16", 14: "uint16"}
 DESCRIPTION = {3: ("transa", 4), 4: ("transb", 4), 7: ("epilogue", 4), 8: ("bias", 8)}
 LAYOUT = {5: ("batch", 4), 6: ("step", 8)}
-PREFERENCE = {1: ("workspace", 8), **{number: (f"alignment{number}", 4) for number in range(5, 9)}}
+PREFERENCE = {1: ("workspace", 8), 3: ("reductions", 4)}
+PREFERENCE |= {number: (f"alignment{number}", 4) for number in range(5, 9)}
 DEFAULT, BIAS = 1, 4
 INVALID, UNSUPPORTED = 7, 15
 ATTRIBUTES = {"MatmulDesc": DESCRIPTION, "MatrixLayout": LAYOUT, "MatmulPreference": PREFERENCE}
@@ -40,7 +41,11 @@ class FakeCublasLt:
         self.cublasLtGetVersion = Version(version)
         self.algorithms, self.adds_biases = algorithms, True
         self.live: dict[int, dict[str, Any]] = {}
+        self.states: dict[int, int] = {}  # of proposals that are none
+        self.refused: set[int] = set()  # proposals that do not run
         self.calls: list[int] = []  # the number of the algorithm of each product
+        self.places: list[tuple[Any, ...]] = []  # workspace, its bytes, and stream of each
+        self.asked: list[dict[str, Any]] = []  # which algorithms were wanted
         self._numbers = itertools.count(1)
 
     def _make(self, place: Any, **values: Any) -> int:
@@ -68,7 +73,7 @@ class FakeCublasLt:
         return self._make(place, kind="MatrixLayout", dtype=TYPES[kind], batch=1, step=0, **sizes)
 
     def cublasLtMatmulPreferenceCreate(self, place: Any) -> int:
-        return self._make(place, kind="MatmulPreference", workspace=0)
+        return self._make(place, kind="MatmulPreference", workspace=0, reductions=7)
 
     def _set(self, kind: str, described: Any, attribute: int, value: Any, size: Any) -> int:
         name, expected = ATTRIBUTES[kind].get(attribute, ("", -1))
@@ -106,12 +111,13 @@ class FakeCublasLt:
         if wanted["workspace"] <= 0 or (biased and not settings["bias"]):
             return INVALID
         self.live[description.value]["bias alignment"] = settings["bias"] & -settings["bias"]
+        self.asked.append(dict(wanted))
         count._obj.value = min(asked, self.algorithms)
         for number in range(count._obj.value):
             found[number].data[0] = 1000 + number
             for place in range(4):  # of A to D; what an algorithm may take for granted
                 found[number].data[1 + place] = wanted[f"alignment{5 + place}"]
-            found[number].state = 0
+            found[number].state = self.states.get(number, 0)
         return 0
 
     def cublasLtMatmul(
@@ -136,6 +142,9 @@ class FakeCublasLt:
         settings = self.live[description.value]
         layouts = [self.live[each.value] for each in (a_layout, b_layout, c_layout, d_layout)]
         self.calls.append(-1 if algorithm is None else algorithm._obj.data[0] - 1000)
+        self.places.append((workspace.value, workspace_bytes.value, stream.value))
+        if self.states.get(self.calls[-1]) or self.calls[-1] in self.refused:
+            return UNSUPPORTED
         if algorithm is not None:
             promised = list(algorithm._obj.data[1:5])
             given = [place.value for place in (a, b, c, d)]
@@ -163,6 +172,8 @@ class FakeCublasLt:
                 wide(columns(place, layout, image))
                 for place, layout in zip((a, b, c), layouts[:3], strict=True)
             )
+            if settings["compute"] == 77:  # CUBLAS_COMPUTE_32F_FAST_TF32
+                left, right = rounded(left), rounded(right)
             left = left.T if settings["transa"] else left
             right = right.T if settings["transb"] else right
             if left.shape[1] != right.shape[0]:
@@ -194,6 +205,12 @@ def wide(matrix: np.ndarray) -> np.ndarray:
     if matrix.dtype == "uint16":
         return (matrix.astype("uint32") << 16).view("float32").astype("float64")
     return matrix.astype("float64")
+
+
+def rounded(matrix: np.ndarray) -> np.ndarray:
+    """Return float64 with the 10 bits of fraction that TF32 keeps."""
+    fraction, exponent = np.frexp(matrix)
+    return np.ldexp(np.round(np.ldexp(fraction, 11)), exponent - 11)
 
 
 def narrow(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:

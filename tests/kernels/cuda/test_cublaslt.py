@@ -30,12 +30,13 @@ class Clock:
 
     def __init__(self, lib: FakeCublasLt, times: list[float]) -> None:
         self.lib, self.times, self.is_capturing = lib, times, False
+        self.device_in_use, self.stream_in_use = 0, 5
 
     def device(self) -> int:
-        return 0
+        return self.device_in_use
 
     def stream(self) -> int:
-        return 0
+        return self.stream_in_use
 
     def capturing(self) -> bool:
         return self.is_capturing
@@ -80,6 +81,7 @@ def error(
     biased: bool = False,
     plus: str = "",
     batch: int = 0,
+    precision: str = "float32",
 ) -> float:
     """Return the worst error of a product, in units of what rounding may lose."""
     m, n, k = sizes
@@ -100,7 +102,7 @@ def error(
     if added is not None:
         expected += wide(added.get())
     arrays = xp.asarray(a), xp.asarray(b), out
-    _lt.multiply(*arrays, *turned, None if bias is None else xp.asarray(bias), added, "float32", xp)
+    _lt.multiply(*arrays, *turned, None if bias is None else xp.asarray(bias), added, precision, xp)
     difference = np.abs(wide(out.get()) - expected).max()
     return float(difference / (ROUNDING[result] * np.abs(expected).max()))
 
@@ -268,6 +270,53 @@ def test_nothing_is_timed_while_a_stream_captures(
     assert lib.calls[-1] == 1  # and what was planned then is not kept
 
 
+def test_what_the_library_cannot_run_is_not_taken(
+    lib: FakeCublasLt, rng: np.random.Generator
+) -> None:
+    lib.refused = {1}
+    assert error(rng) < 1
+    assert lib.calls[-1] == 2
+    lib.states, lib.calls = {1: 15, 2: 15}, []
+    assert error(rng, (4, 4, 4)) < 1
+    assert lib.calls == [0]
+
+
+def test_only_tf32_rounds_float32(lib: FakeCublasLt, rng: np.random.Generator) -> None:
+    assert error(rng, (33, 31, 65)) < 1
+    assert 1 < error(rng, (33, 31, 65), precision="tf32") < 2.0**-10 / ROUNDING["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "float16"])
+def test_parts_of_a_sum_are_not_rounded_to_16_bits(
+    dtype: str, lib: FakeCublasLt, rng: np.random.Generator
+) -> None:
+    assert error(rng, dtypes=("uint16", dtype)) < 1
+    # CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; in float32 the output's type is as good.
+    assert lib.asked[-1]["reductions"] == (7 if dtype == "float32" else 2)
+
+
+def test_biases_change_from_call_to_call(lib: FakeCublasLt) -> None:
+    problem = Problem(1, 1, 1, False, False, "float32", "float32", bias=True)
+    plan = Plan(_cublaslt.library(), problem)
+    one, out = np.ones(1, "float32"), np.zeros(1, "float32")
+    for shift in (3.0, 4.0, 3.0):
+        bias = np.array([shift], "float32")
+        plan(one.ctypes.data, one.ctypes.data, 0, out.ctypes.data, bias=bias.ctypes.data)
+        assert out[0] == 1 + shift
+
+
+def test_each_device_and_stream_has_its_own(lib: FakeCublasLt, rng: np.random.Generator) -> None:
+    _cublaslt.library().device = _lt.GPU.device
+    for device, stream in ((0, 5), (0, 6), (1, 5)):
+        _lt.GPU.device_in_use, _lt.GPU.stream_in_use = device, stream
+        assert error(rng) < 1
+        room = _lt.WORKSPACES[device, stream]
+        assert lib.places[-1] == (room.data.ptr, _cublaslt.WORKSPACE, stream)
+        assert room.nbytes == _cublaslt.WORKSPACE
+    assert {device for device, _ in _lt.PLANS} == {0, 1}
+    assert sum(made["kind"] == "handle" for made in lib.live.values()) == 2
+
+
 def test_no_algorithm_and_failures_are_said(lib: FakeCublasLt, rng: np.random.Generator) -> None:
     lib.algorithms = 0
     problem = Problem(2, 2, 2, False, False, "float32", "float32", precision="tf32")
@@ -291,6 +340,9 @@ def test_descriptors_are_destroyed_with_their_plan() -> None:
     assert len(fake.live) == 6
     del plan
     gc.collect()
+    with pytest.raises(KeyError):  # made half-way
+        Plan(Binding(fake), Problem(2, 3, 4, False, True, "float32", "complex64"))
+    gc.collect()
     assert [made["kind"] for made in fake.live.values()] == ["handle"]
 
 
@@ -304,7 +356,7 @@ def test_descriptors_of_the_real_library() -> None:
         Problem(5, 7, 3, True, False, "float16", "float32", adds=True, batch=4),
         Problem(5, 7, 3, False, False, "float32", "float32", precision="tf32"),
     ):
-        Plan(binding, problem)  # every attribute is taken
+        Plan(binding, problem).preference()  # every attribute is taken
     with pytest.raises(CublasError, match="invalid value"):
         Plan(binding, problem)._set(
             "MatmulDesc", Plan(binding, problem)._description, 3, ctypes.c_int8(0)

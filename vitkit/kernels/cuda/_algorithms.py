@@ -1,8 +1,9 @@
 """Which of a library's algorithms is the fastest for a product: timed once, then remembered.
 
-What was found is kept in the user's cache, a file for each GPU and version of the library, by the
-place of the algorithm among the candidates and a digest of it: where the library proposes others,
-all is timed again. ``VITKIT_AUTOTUNE=off`` takes the likeliest without timing any.
+What was found is kept in the user's cache, a file for each GPU and version of the library, as a
+digest of the algorithm: where the library does not propose it, all are timed again, so that no file
+can bring in another. ``VITKIT_AUTOTUNE=off`` takes the likeliest without timing
+any, and so does ``VITKIT_DETERMINISTIC=1``, since algorithms differ in the last bits.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Memory:
         seconds : callable
             As for :func:`fastest`.
         """
-        if os.environ.get("VITKIT_AUTOTUNE") == "off":
+        wants_same_bits = os.environ.get("VITKIT_DETERMINISTIC") == "1"
+        if wants_same_bits or os.environ.get("VITKIT_AUTOTUNE") == "off":
             return candidates[0]
         for candidate in candidates:
             if digest(candidate) == self._known.get(key):
@@ -90,9 +92,9 @@ class Memory:
         return best
 
     def _read(self) -> dict[str, str]:
-        if not self.file.is_file():
-            return {}
         try:
+            if not self.file.is_file():
+                return {}
             if self.file.stat().st_size > LARGEST:
                 raise ValueError(f"it is larger than {LARGEST} bytes")
             found = json.loads(self.file.read_text("utf-8"))
@@ -106,12 +108,15 @@ class Memory:
     def _keep(self, key: str, value: str) -> None:
         """Add to the file what was found, beside what others found since."""
         self._known[key] = value
+        part = self.file.with_suffix(f".{os.getpid()}.part")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.file}.lock", timeout=SECONDS):
                 self._known = {**self._read(), **self._known}
-                part = self.file.with_suffix(f".{os.getpid()}.part")
-                part.write_text(json.dumps(self._known, indent=0, sort_keys=True), "utf-8")
-                os.replace(part, self.file)
+                try:
+                    part.write_text(json.dumps(self._known, indent=0, sort_keys=True), "utf-8")
+                    os.replace(part, self.file)
+                finally:
+                    part.unlink(missing_ok=True)
         except OSError as error:  # a lock's timeout too: this process goes on with what it knows
             LOGGER.info("Which products are fastest is not kept in %s: %s.", self.file, error)

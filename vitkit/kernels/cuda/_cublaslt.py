@@ -23,7 +23,9 @@ FLOAT = TYPES["float32"]
 COMPUTE = {"float32": 68, "tf32": 77}  # cublasComputeType_t: CUBLAS_COMPUTE_32F, _32F_FAST_TF32
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 BATCH_COUNT, BATCH_STEP = 5, 6  # cublasLtMatrixLayoutAttribute_t
-WORKSPACE_BYTES, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A to D
+WORKSPACE_BYTES, REDUCTIONS = 1, 3  # cublasLtMatmulPreferenceAttributes_t
+ALIGNMENTS = (5, 6, 7, 8)  # likewise; of A to D
+IN_FLOAT = 2  # cublasLtReductionScheme_t: parts of a sum are kept in the type of the computation
 WITHOUT, WITH_BIAS = 1, 4  # cublasLtEpilogue_t
 CANDIDATES = 32
 WORKSPACE = 32 << 20  # bytes that a product may use beside its arrays
@@ -136,8 +138,9 @@ class Plan:
 
     def __init__(self, binding: Binding, problem: Problem) -> None:
         self._binding, self.problem = binding, problem
-        p, lib = problem, binding.lib
+        p = problem
         self._made: list[tuple[Callable[..., int], Any]] = []
+        weakref.finalize(self, _destroy, self._made)  # first: what follows may fail half-way
         self._description = self._new("cublasLtMatmulDesc", COMPUTE[p.precision], FLOAT)
         self._set("MatmulDesc", self._description, TRANSPOSE_A, ctypes.c_int32(p.transpose_b))
         self._set("MatmulDesc", self._description, TRANSPOSE_B, ctypes.c_int32(p.transpose_a))
@@ -149,7 +152,6 @@ class Plan:
         self._scales = ctypes.c_float(1.0), ctypes.c_float(1.0 if p.adds else 0.0)
         self._bias = ctypes.c_void_p(0)
         self.algorithm: Algorithm | None = None
-        weakref.finalize(self, _destroy, self._made, lib)
 
     def candidates(self) -> list[Algorithm]:
         """Return the algorithms that the library proposes, the likeliest first.
@@ -162,10 +164,7 @@ class Plan:
             If asking fails otherwise.
         """
         call, p = self._binding.call, self.problem
-        preference = self._new("cublasLtMatmulPreference")
-        self._set("MatmulPreference", preference, WORKSPACE_BYTES, ctypes.c_uint64(WORKSPACE))
-        for attribute in ALIGNMENTS:
-            self._set("MatmulPreference", preference, attribute, ctypes.c_uint32(p.alignment))
+        preference = self.preference()
         if p.bias:  # only how the address is aligned is looked at here, and it is not kept
             self._set_bias(BIAS_ALIGNMENT)
         found, count = (Algorithm * CANDIDATES)(), ctypes.c_int(0)
@@ -181,6 +180,16 @@ class Plan:
         if not usable:
             raise Unsupported(f"cuBLASLt has no algorithm for {p.key}", NOT_SUPPORTED)
         return usable
+
+    def preference(self) -> Any:
+        """Return a description of which algorithms are asked for."""
+        preference, p = self._new("cublasLtMatmulPreference"), self.problem
+        self._set("MatmulPreference", preference, WORKSPACE_BYTES, ctypes.c_uint64(WORKSPACE))
+        for attribute in ALIGNMENTS:
+            self._set("MatmulPreference", preference, attribute, ctypes.c_uint32(p.alignment))
+        if TYPES[p.out] != FLOAT:  # or parts of a sum may be rounded to 16 bits
+            self._set("MatmulPreference", preference, REDUCTIONS, ctypes.c_uint32(IN_FLOAT))
+        return preference
 
     def __call__(
         self,
@@ -293,7 +302,7 @@ class Binding:
             raise CublasError(f"{name} failed: {STATUS.get(status, 'status')} ({status})", status)
 
 
-def _destroy(made: list[tuple[Callable[..., int], Any]], lib: Any) -> None:
+def _destroy(made: list[tuple[Callable[..., int], Any]]) -> None:
     while made:
         destroy, what = made.pop()
         destroy(what)

@@ -27,7 +27,7 @@ from vitkit.kernels.cuda._gpu import Gpu
 from vitkit.kernels.cuda.casts import cast
 
 LOGGER = logging.getLogger("vitkit")
-ALIGNMENTS = (256, 128, 64, 32, 16, 8, 4, 2)
+ALIGNMENTS = (16, 8, 4, 2)  # of more, a plan a layer would be timed for nothing
 GPU = Gpu()
 PLANS: dict[tuple[int, Problem], Plan | None] = {}
 """How a device computes a product; None where cuBLASLt does not."""
