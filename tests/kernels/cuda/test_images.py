@@ -114,6 +114,8 @@ def test_views_and_what_the_reference_serves(rng: np.random.Generator) -> None:
     ):
         assert kernel(images, *statistics(3), dtype, xp=xp) is NotImplemented
     assert kernel(view, *statistics(4), "float32", xp=xp) is NotImplemented
+    with pytest.raises(ValueError, match="of uint8; got float32"):
+        patchify_pixels(view.astype("float32"), (5, 2), *statistics(3), "float32", xp)
     with pytest.raises(ValueError, match="do not divide"):
         patchify_pixels(view, (3, 3), *statistics(3), "float32", xp)
     with pytest.raises(ValueError, match="3 channels have 4 means and 4 spreads"):

@@ -100,6 +100,15 @@ def test_classes_of_every_type(dtype: str, rng: np.random.Generator) -> None:
         assert one.get().tobytes() == other.get().tobytes()
 
 
+def test_classes_of_two_bytes_have_no_sign(rng: np.random.Generator) -> None:
+    logits = rng.standard_normal((1, 2**15 + 2)).astype("float32")
+    labels = np.asarray([2**15 + 1], "uint16")
+    with cuda_on_cpu.emulated():
+        loss, _ = ops.softmax_cross_entropy(xp.asarray(logits), xp.asarray(labels), xp=xp)
+    right = -special.log_softmax(logits[0].astype("float64"))[2**15 + 1]
+    assert abs(loss.get() / right - 1) < 20 * EPS
+
+
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(
     ("dtype", "label"),

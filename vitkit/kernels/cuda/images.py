@@ -92,9 +92,11 @@ def patchify_pixels(
     Raises
     ------
     ValueError
-        If the patch does not divide the images, or there are not as many means and spreads as
-        channels.
+        If the images are not of uint8, the patch does not divide them, or there are not as many
+        means and spreads as channels.
     """
+    if images.dtype != "uint8":
+        raise ValueError(f"Pixels are of uint8; got {images.dtype}.")
     batch, channels, height, width = images.shape
     down, across = patch_size
     if not divides(channels, (height, width), patch_size):
