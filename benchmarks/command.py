@@ -12,12 +12,14 @@ import machine
 from contenders.task import CONFIGURATIONS
 
 
-def parser(description: str, rounds: int) -> argparse.ArgumentParser:
+def parser(
+    description: str, rounds: int, names: Collection[str] = CONFIGURATIONS, name: str = "S"
+) -> argparse.ArgumentParser:
     """Return a parser of the options that every program takes."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("name", nargs="?", choices=CONFIGURATIONS, default="S", metavar="NAME")
+    made.add_argument("name", nargs="?", choices=names, default=name, metavar="NAME")
     made.add_argument("--rounds", type=int, default=rounds)
     made.add_argument("--only", help="whom or what, by name, separated by commas")
     made.add_argument("--threads", type=int, default=machine.usable_cpus())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import machine
 import numpy as np
 import report
 from command import say
-from contenders.entries import OPERATIONS
+from contenders.entries import OPERATIONS, Entry
 from contenders.op_cases import Case, cases
-from contenders.task import CONFIGURATIONS
+from contenders.task import CONFIGURATIONS, Order
 from process import Dropped, Racer
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -35,23 +35,44 @@ class Trial:
 
     Parameters
     ----------
-    name : str
-        The configuration.
+    order : Order
+        What is the same in all orders.
     threads, rounds : int
         How many threads each uses, and how many rounds there are of each case.
     folder : Path
         Where what they print goes.
+    entries : dict of str to Entry
+        Who takes part.
+    truth : str
+        The one whose results the others' are compared to.
+    turn : float
+        Seconds that a turn should take.
+    stops : bool, default True
+        Whether a process is stopped between its turns.
     """
 
-    def __init__(self, name: str, threads: int, rounds: int, folder: Path) -> None:
-        self.name, self.rounds = name, rounds
+    def __init__(
+        self,
+        order: Order,
+        threads: int,
+        rounds: int,
+        folder: Path,
+        entries: dict[str, Entry] = OPERATIONS,
+        truth: str = "reference",
+        turn: float = TURN,
+        stops: bool = True,
+    ) -> None:
+        self.order, self.rounds, self.truth, self.turn = order, rounds, truth, turn
         self.missing: dict[str, str] = {}
         self.racers: dict[str, Racer] = {}
         self._rng = np.random.default_rng(0)
-        for who, entry in OPERATIONS.items():
+        for who, entry in entries.items():
+            self.racers[who] = Racer(entry, threads, folder / f"{who}.log", stops, waits=False)
+        for who, entry in entries.items():
             try:
-                self.racers[who] = Racer(entry, threads, folder / f"{who}.log")
+                self.racers[who].ready()
             except Dropped as dropped:
+                self.racers.pop(who).close()
                 self.missing[entry.title] = dropped.reason
                 say(f"{entry.title}: {dropped.reason}")
 
@@ -66,16 +87,20 @@ class Trial:
         numbers, repeats = {}, {}
         for who in list(self.racers):
             try:
-                made = self.racers[who].ask(do="prepare", task=case.name, configuration=self.name)
+                made = self.racers[who].ask(
+                    do="prepare", **asdict(replace(self.order, task=case.name))
+                )
                 first = self.racers[who].ask(do="first", count=2)
             except Dropped as dropped:
                 found["reasons"][who] = f"{dropped.status}: {dropped.reason}"
                 continue
             found |= made["notes"] if who == "kernel" else {}
+            if who == "torch":
+                found["torch"] = made["notes"]
             numbers[who] = first["numbers"][0]
-            repeats[who] = int(min(max(TURN / first["seconds"][1], 3), 1000))
+            repeats[who] = int(min(max(self.turn / first["seconds"][1], 3), 1000))
         found["seconds"] = self._rounds(repeats, found["reasons"])
-        found["difference"] = differences(numbers)
+        found["difference"] = differences(numbers, self.truth)
         return found
 
     def _rounds(self, repeats: dict[str, int], reasons: dict[str, str]) -> dict[str, Any]:
@@ -91,15 +116,15 @@ class Trial:
         return seconds
 
 
-def differences(numbers: dict[str, list[float]]) -> dict[str, float]:
-    """Return how far the others are from the reference: of each array by its norm, the worst."""
-    truth = numbers.get("reference", [])
+def differences(numbers: dict[str, list[float]], base: str = "reference") -> dict[str, float]:
+    """Return how far the others are from the base: of each array by its norm, the worst."""
+    truth = numbers.get(base, [])
     # Two numbers for each array, the first its norm: see contenders.sums.
     sizes = np.repeat(truth[::2], 2)
     return {  # NumPy's max, since Python's may pass over a NaN
         who: float(np.max(np.abs(np.subtract(mine, truth)) / sizes))
         for who, mine in numbers.items()
-        if who != "reference" and truth and mine  # PyTorch's dropout draws others
+        if who != base and truth and mine  # PyTorch's dropout draws others
     }
 
 
@@ -161,7 +186,7 @@ def main() -> int:
     chosen = {n: c for n, c in all_cases.items() if c.op in served & set(arguments.only)}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(arguments.name, arguments.threads, arguments.rounds, Path(folder))
+        trial = Trial(Order("", arguments.name), arguments.threads, arguments.rounds, Path(folder))
         try:
             for name, case in chosen.items():
                 command.say(name)

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = "vitkit numpy scipy numba llvmlite torch jax jaxlib".split()
+FOR_GPUS = (
+    "cupy-cuda12x cupy-cuda13x ml_dtypes triton nvidia-cudnn-frontend nvidia-cudnn-cu12 "
+    "nvidia-cudnn-cu13 nvidia-cublas-cu12 nvidia-cublas"
+).split()
 FLAGS = "avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_bf16 asimd bf16".split()
 """What the processor can do that matters here."""
 PREFIXES = (
@@ -24,6 +28,11 @@ PREFIXES = (
     "MALLOC_",
     "ATEN_",
     "ONEDNN_",
+    "CUPY_TF32",
+    "CUDA_VISIBLE",
+    "PYTORCH_",
+    "VITKIT_AUTOTUNE",
+    "VITKIT_DETERMINISTIC",
 )
 
 
@@ -84,7 +93,7 @@ def _memory_gb() -> float:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *FOR_GPUS):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -1,7 +1,8 @@
 """From what was measured to what is read: medians, ratios, tables.
 
 Usage: python benchmarks/report.py FILE [--against NAME] [--format markdown|rst]
-shows a file of ``cpu_train.py`` or ``cpu_infer.py`` again, against another contender if need be.
+shows a file of ``cpu_train.py``, ``cpu_infer.py`` or a program for GPUs again, against another
+contender if need be.
 """
 
 from __future__ import annotations
@@ -171,7 +172,17 @@ def main() -> None:
     parser.add_argument("--format", choices=("markdown", "rst"), default="markdown")
     arguments = parser.parse_args()
     report = json.loads(arguments.file.read_text())
-    print(race_table(report, arguments.against or report["against"], arguments.format))
+    against = arguments.against or report.get("against")
+    if report["benchmark"] == "gpu_kernels":
+        import gpu_kernels  # which imports this module
+
+        gpu_kernels.show(report, arguments.format)
+    elif report["benchmark"].startswith("gpu_"):
+        import gpu_report
+
+        print(gpu_report.race_table(report, against, arguments.format))
+    else:
+        print(race_table(report, against, arguments.format))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ class Entry:
     library, module, mode : str
         What :mod:`contenders.serve` is started with.
     precision : str
-        ``"float32"`` or ``"bfloat16"``: which tolerance and which matrix products it is held to.
+        ``"float32"``, ``"tf32"`` or ``"bfloat16"``: which tolerance and which matrix products it
+        is held to.
     environment : dict of str to str
         Variables beside those that everyone has.
     """
@@ -76,6 +77,28 @@ PRODUCTS = {
 }
 """The roofline: the model's matrix products and nothing else, by the libraries there are."""
 
+
+def _gpu_torch(title: str, mode: str) -> Entry:
+    return Entry(f"PyTorch {title}", "torch", "gpu_torch", mode, HALF)
+
+
+def _gpu_vitkit(title: str, mode: str, precision: str, kernels: str = "on") -> Entry:
+    environment = {"VITKIT_KERNELS": kernels}
+    return Entry(f"vitkit {title}", "vitkit.train", "gpu_vitkit", mode, precision, environment)
+
+
+GPU_ENTRIES = {
+    "bfloat16_graph": _gpu_vitkit("bf16, CUDA graph", "bfloat16_graph", HALF),
+    "bfloat16": _gpu_vitkit("bf16", "bfloat16", HALF),
+    "eager": _gpu_torch("bf16 eager", "eager"),
+    "compiled": _gpu_torch("bf16 torch.compile", "compiled"),
+    "max_autotune": _gpu_torch("bf16 torch.compile max-autotune", "max_autotune"),
+    "tf32": _gpu_vitkit("tf32", "tf32", "tf32"),
+    "reference": _gpu_vitkit("references", "reference", "float32", kernels="off"),
+}
+"""Those who train and infer on a GPU, in the order in which they come in: the last are those who
+matter least where time is short."""
+
 OPERATIONS = {
     "torch": Entry("PyTorch", "torch", "torch_ops", "float32"),
     "reference": Entry(
@@ -84,3 +107,11 @@ OPERATIONS = {
     "kernel": Entry("vitkit kernel", "vitkit", "vitkit_ops", "float32"),
 }
 """Those who compute one operation at a time."""
+
+GPU_OPERATIONS = {
+    "torch": Entry("PyTorch", "torch", "gpu_torch_ops", "", HALF),
+    "kernel": Entry(
+        "vitkit kernel", "vitkit", "gpu_vitkit_ops", "", HALF, {"VITKIT_KERNELS": "on"}
+    ),
+}
+"""Those who compute one operation at a time on a GPU."""

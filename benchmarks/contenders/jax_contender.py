@@ -51,7 +51,9 @@ def logits_of(w: Weights, images: jax.Array, c: task.Configuration) -> jax.Array
         y = layer_norm(w, f"{block}.norm1", x)
         x = x + attention(w, f"{block}.attn", y, c.num_heads)
         y = linear(w, f"{block}.mlp.fc1", layer_norm(w, f"{block}.norm2", x))
-        x = x + linear(w, f"{block}.mlp.fc2", jax.nn.gelu(y, approximate=False))
+        x = x + linear(
+            w, f"{block}.mlp.fc2", jax.nn.gelu(y, approximate=c.activation == "gelu_tanh")
+        )
     return linear(w, "head", layer_norm(w, "norm", x[:, 0]))
 
 

@@ -31,6 +31,8 @@ class Case:
         What tells cases of one operation apart.
     precision : str
         What the products are made of.
+    bytes : int
+        What has to be read and written, where that is not each array once.
     """
 
     op: str
@@ -38,6 +40,7 @@ class Case:
     flop: int = 0
     label: str = ""
     precision: str = "float32"
+    bytes: int = 0
 
     @property
     def name(self) -> str:

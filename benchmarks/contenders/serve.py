@@ -7,10 +7,13 @@
 ``{"do": "time", "repeats": n}``    compute n times: seconds of each
 ``{"do": "peak"}``                  the most memory that the process had while it computed
 ``{"do": "profile"}``               milliseconds of each operation of one more time
+``{"do": "call", "what": name,      what ``name(mode, order, file)`` of the contender's module
+"file": path, **order}``            returns, the work of the last order being gone
 ==================================  ===============================================================
 
 The first line out is ``{"import_seconds": ...}``. An answer ``{"skip": reason}`` means that the
-contender cannot run here, ``{"error": reason}`` that it failed.
+contender cannot run here, ``{"error": reason}`` that it failed, ``{"memory": reason}`` that it
+failed for want of memory.
 """
 
 from __future__ import annotations
@@ -49,12 +52,19 @@ class Work:
         Computes once more and returns the milliseconds of each operation.
     notes : dict, optional
         What else is worth recording.
+    repeat : callable, optional
+        ``repeat(n)`` computes n times, waits once and returns the seconds that took in all; where
+        each time alone would be waited for otherwise, as a GPU should not be.
+    peak : callable, optional
+        Returns the most bytes that computing took, where that is not memory of the process.
     """
 
     run: Callable[[], Any]
     numbers: Callable[[Any], list[float]]
     profile: Callable[[], dict[str, float]] | None = None
     notes: dict[str, Any] | None = None
+    repeat: Callable[[int], float] | None = None
+    peak: Callable[[], int] | None = None
 
 
 class Server:
@@ -65,13 +75,20 @@ class Server:
         self.work: Work | None = None
 
     def prepare(self, **order: Any) -> dict[str, Any]:
+        ordered = self._ordered(order)
+        seconds, self.work = timed(lambda: self.contender.prepare(self.mode, ordered))
+        forget_peak()  # reading weights may take more memory than computing with them
+        return {"seconds": seconds, "notes": self.work.notes or {}}
+
+    def call(self, what: str, file: str, **order: Any) -> dict[str, Any]:
+        return getattr(self.contender, what)(self.mode, self._ordered(order), Path(file))
+
+    def _ordered(self, order: dict[str, Any]) -> Any:
         from contenders.task import Order  # imports NumPy, after what is timed
 
         self.work = None  # frees what the last order needed
         order["decayed"] = tuple(order.get("decayed", ()))
-        seconds, self.work = timed(lambda: self.contender.prepare(self.mode, Order(**order)))
-        forget_peak()  # reading weights may take more memory than computing with them
-        return {"seconds": seconds, "notes": self.work.notes or {}}
+        return Order(**order)
 
     def first(self, count: int) -> dict[str, Any]:
         seconds, numbers = [], []
@@ -82,10 +99,12 @@ class Server:
         return {"seconds": seconds, "numbers": numbers}
 
     def time(self, repeats: int) -> dict[str, Any]:
+        if self.work.repeat:
+            return {"seconds": [self.work.repeat(repeats) / repeats]}
         return {"seconds": [timed(self.work.run)[0] for _ in range(repeats)]}
 
     def peak(self) -> dict[str, Any]:
-        return {"bytes": peak_bytes()}
+        return {"bytes": self.work.peak() if self.work.peak else peak_bytes()}
 
     def profile(self) -> dict[str, Any]:
         return {"operations": self.work.profile() if self.work.profile else {}}
@@ -97,7 +116,7 @@ class Server:
             return {"skip": str(reason)}
         except Exception as error:
             traceback.print_exc()
-            return {"error": one_line(error)}
+            return {"memory" if short_of_memory(error) else "error": one_line(error)}
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -111,6 +130,11 @@ def one_line(error: BaseException) -> str:
     """Return an error as one short line."""
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first}"[:300]
+
+
+def short_of_memory(error: Exception) -> bool:
+    """Return whether an error says that there is too little memory, in the words of a library."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def forget_peak() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,8 @@ class Configuration:
         How often a contender computes in its turn, so that a turn takes about a second.
     heat : int
         How many contenders, beside those in every heat, are in memory at a time.
+    activation : str
+        ``"gelu"``, or ``"gelu_tanh"`` for its approximation by a hyperbolic tangent.
     """
 
     image_size: int
@@ -33,6 +36,7 @@ class Configuration:
     batch_size: int
     repeats: int
     heat: int
+    activation: str = "gelu"
 
     @property
     def tokens(self) -> int:
@@ -43,9 +47,10 @@ class Configuration:
 CONFIGURATIONS = {
     "tiny": Configuration(16, 4, 32, 2, 2, 64, 10, 4, repeats=1, heat=20),
     "S": Configuration(32, 4, 192, 6, 3, 768, 10, 128, repeats=3, heat=20),
+    "T": Configuration(32, 4, 192, 12, 3, 768, 10, 128, repeats=2, heat=20),
     "B": Configuration(224, 16, 768, 12, 12, 3072, 1000, 8, repeats=2, heat=3),
 }
-"""For tests, a small model for small images, and ViT-B/16."""
+"""For tests, two small models for small images, and ViT-B/16."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,34 @@ class Order:
         The safetensors file to start from; empty where there is no model.
     decayed : tuple of str
         The parameters that weight decay applies to.
+    device : str
+        ``"cpu"``, ``"cuda"``, or ``"dry"`` for whatever stands in for a GPU where there is none.
+    batch_size : int
+        How many images, if not as many as the configuration says.
+    activation : str
+        Which, if not that of the configuration.
+    data : str
+        The folder that :func:`write_data` wrote images and labels to; empty where they are drawn.
     """
 
     task: str
     configuration: str
     weights: str = ""
     decayed: tuple[str, ...] = ()
+    device: str = "cpu"
+    batch_size: int = 0
+    activation: str = ""
+    data: str = ""
 
     @property
     def sizes(self) -> Configuration:
-        """The configuration itself."""
-        return CONFIGURATIONS[self.configuration]
+        """The configuration itself, with what this order changes of it."""
+        c = CONFIGURATIONS[self.configuration]
+        return replace(
+            c,
+            batch_size=self.batch_size or c.batch_size,
+            activation=self.activation or c.activation,
+        )
 
 
 def images_and_labels(c: Configuration) -> tuple[np.ndarray, np.ndarray]:
@@ -80,3 +102,18 @@ def images_and_labels(c: Configuration) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     shape = (c.batch_size, 3, c.image_size, c.image_size)
     return rng.standard_normal(shape, np.float32), rng.integers(0, c.num_classes, c.batch_size)
+
+
+def write_data(c: Configuration, folder: Path) -> None:
+    """Write images and labels for all batches up to that of a configuration."""
+    for name, array in zip(("images", "labels"), images_and_labels(c), strict=True):
+        np.save(folder / f"{name}.npy", array)
+
+
+def read_data(order: Order) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first images and labels of those written, as many as an order wants."""
+    count = order.sizes.batch_size
+    images, labels = (
+        np.load(Path(order.data) / f"{name}.npy", mmap_mode="r") for name in ("images", "labels")
+    )
+    return np.array(images[:count]), np.array(labels[:count])

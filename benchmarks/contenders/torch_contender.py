@@ -6,7 +6,7 @@ call. Tuning is a matter of the environment, see :mod:`contenders.entries`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 
 from contenders import task
-from contenders.serve import Skip, Work, one_line
+from contenders.serve import Skip, Work, one_line, short_of_memory
 
 MOST = 25
 """How many operations a profile lists."""
@@ -35,12 +35,13 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, dim: int, mlp_dim: int) -> None:
+    def __init__(self, c: task.Configuration) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
+        self.fc1, self.fc2 = nn.Linear(c.dim, c.mlp_dim), nn.Linear(c.mlp_dim, c.dim)
+        self.form = "tanh" if c.activation == "gelu_tanh" else "none"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x), approximate=self.form))
 
 
 class Block(nn.Module):
@@ -49,7 +50,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(c.dim, task.LAYER_NORM_EPSILON)
         self.attn = Attention(c.dim, c.num_heads)
         self.norm2 = nn.LayerNorm(c.dim, task.LAYER_NORM_EPSILON)
-        self.mlp = Mlp(c.dim, c.mlp_dim)
+        self.mlp = Mlp(c)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.norm1(x))
@@ -83,24 +84,29 @@ def prepare(mode: str, order: task.Order) -> Work:
     images, labels = map(torch.from_numpy, task.images_and_labels(order.sizes))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled="bf16" in mode)
     if order.task == "train":
-        adamw = optimizer(model, order.decayed, fused=mode != "eager")
+        adamw = optimizer(model.named_parameters(), order.decayed, fused=mode != "eager")
         run = trainer(model, adamw, autocast, images, labels, compiled="compiled" in mode)
     else:
         run = inferrer(model, autocast, images, compiled="compiled" in mode)
     return Work(run, lambda y: y.detach().double().ravel().tolist(), lambda: profile(run))
 
 
-def optimizer(model: nn.Module, decayed: tuple[str, ...], fused: bool) -> torch.optim.Optimizer:
+def optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    decayed: tuple[str, ...],
+    fused: bool,
+    lr: float = task.LEARNING_RATE,
+) -> torch.optim.Optimizer:
     """Return AdamW that spares the parameters from weight decay which vitkit spares."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         groups[name in decayed].append(parameter)
     return torch.optim.AdamW(
         [
             {"params": groups[True], "weight_decay": task.WEIGHT_DECAY},
             {"params": groups[False], "weight_decay": 0.0},
         ],
-        lr=task.LEARNING_RATE,
+        lr=lr,
         betas=task.BETAS,
         eps=task.EPSILON,
         fused=True if fused else None,
@@ -153,12 +159,12 @@ def inferrer(
     return infer
 
 
-def compile_it(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def compile_it(function: Callable[..., torch.Tensor], **how: Any) -> Callable[..., torch.Tensor]:
     """Return the function compiled; Skip at its first call if that does not work here.
 
     It needs a C++ compiler, and says so in many ways.
     """
-    compiled, worked = torch.compile(function), False
+    compiled, worked = torch.compile(function, **how), False
 
     def call(*tensors: torch.Tensor) -> torch.Tensor:
         nonlocal worked
@@ -167,6 +173,8 @@ def compile_it(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
         try:
             result = compiled(*tensors)
         except Exception as error:
+            if short_of_memory(error):
+                raise
             raise Skip(f"torch.compile does not work here: {one_line(error)}") from error
         worked = True
         return result

@@ -22,7 +22,7 @@ def prepare(mode: str, order: task.Order) -> Work:
     case = cases(order.sizes)[order.task]
     arrays = case.arrays(order.sizes.num_classes)
     t = SimpleNamespace(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-    t.c, t.case = order.sizes, case
+    t.c, t.case, t.autocast = order.sizes, case, case.precision == "bfloat16"
     run = maker(case)(t)
     if case.forward in RANDOM:
         return Work(run, lambda found: [])
@@ -57,7 +57,7 @@ def backward(t: Any) -> Callable[[], Tensors]:
 
 
 def autocast(t: Any) -> Any:
-    return torch.autocast("cpu", torch.bfloat16, enabled=t.case.precision == "bfloat16")
+    return torch.autocast("cpu", torch.bfloat16, enabled=t.autocast)
 
 
 def heads(t: Any, qkv: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,9 @@ def norm(t: Any, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 def mlp_branch(t: Any) -> torch.Tensor:
     h = functional.linear(norm(t, t.norm_weight, t.norm_bias), t.fc1_weight, t.fc1_bias)
-    return t.x + functional.linear(functional.gelu(h), t.fc2_weight, t.fc2_bias)
+    form = "tanh" if t.c.activation == "gelu_tanh" else "none"
+    hidden = functional.gelu(h, approximate=form)
+    return t.x + functional.linear(hidden, t.fc2_weight, t.fc2_bias)
 
 
 def attention_branch(t: Any) -> torch.Tensor:
@@ -148,6 +150,7 @@ def update(t: Any) -> Callable[[], Tensors]:
         options |= {"momentum": MOMENTUM}
     else:
         options |= {"betas": task.BETAS, "eps": task.EPSILON}
+        options |= {"capturable": w.is_cuda}  # so that a graph may hold it
     optimizer = OPTIMIZERS[rule]([w], fused=True, **options)
 
     def run() -> Tensors:

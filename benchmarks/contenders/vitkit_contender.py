@@ -27,8 +27,8 @@ def prepare(mode: str, order: task.Order) -> Work:
     return Work(run, lambda result: np.float64(result).ravel().tolist(), lambda: profile(run))
 
 
-def make_model(c: task.Configuration, precision: str = "float32") -> ViT:
-    """Return the model of a configuration."""
+def make_model(c: task.Configuration, precision: str = "float32", **more: Any) -> ViT:
+    """Return the model of a configuration; what else is said goes to ``ViT``."""
     return ViT(
         f"B/{c.patch_size}",
         image_size=c.image_size,
@@ -38,16 +38,18 @@ def make_model(c: task.Configuration, precision: str = "float32") -> ViT:
         mlp_dim=c.mlp_dim,
         num_classes=c.num_classes,
         layer_norm_eps=task.LAYER_NORM_EPSILON,
+        activation=c.activation,
         precision=precision,
+        **more,
     )
 
 
-def checked_model(c: task.Configuration, precision: str) -> ViT:
+def checked_model(c: task.Configuration, precision: str, xp: Any = np, **more: Any) -> ViT:
     """Return the model; Skip if it would not compute as it is to, of which vitkit only warns."""
     warnings = logging.handlers.BufferingHandler(capacity=100)
     logging.getLogger("vitkit").addHandler(warnings)
-    model = make_model(c, precision)
-    slower = os.environ.get("VITKIT_KERNELS") != "off" and kernels.why_none(np)
+    model = make_model(c, precision, xp=xp, **more)
+    slower = os.environ.get("VITKIT_KERNELS") != "off" and kernels.why_none(xp)
     if slower or model.precision != precision:
         raise Skip("; ".join(each.getMessage() for each in warnings.buffer) or slower)
     return model

@@ -40,7 +40,7 @@ def prepare(mode: str, order: task.Order) -> Work:
 
 
 def namespace(case: Case, c: task.Configuration) -> Any:
-    return SimpleNamespace(**case.arrays(c.num_classes), c=c, case=case)
+    return SimpleNamespace(**case.arrays(c.num_classes), c=c, case=case, xp=np)
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def of(op: ops.Op[..., Any], *names: str) -> Callable[[Any], Callable[[], Arrays
         arguments = [getattr(a, name) for name in names]
 
         def run() -> Arrays:
-            found = op(*arguments, xp=np)
+            found = op(*arguments, xp=a.xp)
             return found if isinstance(found, tuple) else (found,)
 
         return run
@@ -76,26 +76,26 @@ def of(op: ops.Op[..., Any], *names: str) -> Callable[[Any], Callable[[], Arrays
 
 
 def layer_norm(a: Any) -> Callable[[], Arrays]:
-    return lambda: ops.layer_norm(a.x, a.weight, a.bias, task.LAYER_NORM_EPSILON, xp=np)[:1]
+    return lambda: ops.layer_norm(a.x, a.weight, a.bias, task.LAYER_NORM_EPSILON, xp=a.xp)[:1]
 
 
 def layer_norm_backward(a: Any) -> Callable[[], Arrays]:
-    _, mean, rstd = ops.layer_norm(a.x, a.weight, a.bias, task.LAYER_NORM_EPSILON, xp=np)
-    return lambda: ops.layer_norm_backward(a.dy, a.x, a.weight, mean, rstd, xp=np)
+    _, mean, rstd = ops.layer_norm(a.x, a.weight, a.bias, task.LAYER_NORM_EPSILON, xp=a.xp)
+    return lambda: ops.layer_norm_backward(a.dy, a.x, a.weight, mean, rstd, xp=a.xp)
 
 
 def attention(a: Any) -> Callable[[], Arrays]:
-    return lambda: ops.multi_head_attention(a.qkv, a.c.num_heads, xp=np)[:1]
+    return lambda: ops.multi_head_attention(a.qkv, a.c.num_heads, xp=a.xp)[:1]
 
 
 def attention_backward(a: Any) -> Callable[[], Arrays]:
-    kept = ops.multi_head_attention(a.qkv, a.c.num_heads, xp=np)
-    return lambda: (ops.multi_head_attention_backward(a.dy, a.qkv, *kept, xp=np),)
+    kept = ops.multi_head_attention(a.qkv, a.c.num_heads, xp=a.xp)
+    return lambda: (ops.multi_head_attention_backward(a.dy, a.qkv, *kept, xp=a.xp),)
 
 
 def softmax_backward(a: Any) -> Callable[[], Arrays]:
-    y = ops.softmax(a.x, xp=np)
-    return lambda: (ops.softmax_backward(a.dy, y, xp=np),)
+    y = ops.softmax(a.x, xp=a.xp)
+    return lambda: (ops.softmax_backward(a.dy, y, xp=a.xp),)
 
 
 def branch(a: Any, keep: bool) -> tuple[Callable[[], Any], Any]:
@@ -108,10 +108,10 @@ def branch(a: Any, keep: bool) -> tuple[Callable[[], Any], Any]:
     eps, precision = task.LAYER_NORM_EPSILON, a.case.precision
     if kind is MLPArrays:
         return lambda: ops.mlp_branch(
-            a.x, weights, eps, "gelu", None, precision, keep, xp=np
+            a.x, weights, eps, a.c.activation, None, precision, keep, xp=a.xp
         ), weights
     return lambda: ops.attention_branch(
-        a.x, weights, a.c.num_heads, eps, None, precision, keep, xp=np
+        a.x, weights, a.c.num_heads, eps, None, precision, keep, xp=a.xp
     ), weights
 
 
@@ -123,47 +123,47 @@ def branch_forward(a: Any) -> Callable[[], Arrays]:
 def branch_backward(a: Any) -> Callable[[], Arrays]:
     forward, weights = branch(a, keep=True)
     _, kept = forward()
-    grads = type(weights)(*map(np.zeros_like, weights))
+    grads = type(weights)(*map(a.xp.zeros_like, weights))
     op = getattr(ops, a.case.op)
 
     def run() -> Arrays:
-        dx = op(a.dy, a.x, kept, weights, grads, None, a.case.precision, xp=np)
+        dx = op(a.dy, a.x, kept, weights, grads, None, a.case.precision, xp=a.xp)
         return dx, *grads
 
     return run
 
 
 def patchify(a: Any) -> Callable[[], Arrays]:
-    return lambda: (ops.patchify(a.images, (a.c.patch_size,) * 2, xp=np),)
+    return lambda: (ops.patchify(a.images, (a.c.patch_size,) * 2, xp=a.xp),)
 
 
 def embed_positions_backward(a: Any) -> Callable[[], Arrays]:
-    return lambda: ops.embed_positions_backward(a.dy, True, xp=np)
+    return lambda: ops.embed_positions_backward(a.dy, True, xp=a.xp)
 
 
 def global_norm(a: Any) -> Callable[[], Arrays]:
-    return lambda: (ops.global_norm([a.g], xp=np),)
+    return lambda: (ops.global_norm([a.g], xp=a.xp),)
 
 
 def unpatchify(a: Any) -> Callable[[], Arrays]:
     sizes = (a.c.image_size,) * 2, (a.c.patch_size,) * 2
-    return lambda: (ops.unpatchify(a.x, *sizes, xp=np),)
+    return lambda: (ops.unpatchify(a.x, *sizes, xp=a.xp),)
 
 
 def normalize_images(a: Any) -> Callable[[], Arrays]:
     how = 255.0, (0.5,) * 3, (0.5,) * 3, np.dtype("float32")
-    return lambda: (ops.normalize_images(a.pixels, *how, xp=np),)
+    return lambda: (ops.normalize_images(a.pixels, *how, xp=a.xp),)
 
 
 def pool_backward(a: Any) -> Callable[[], Arrays]:
     op = getattr(ops, a.case.op)
-    return lambda: (op(a.dy, a.c.tokens, xp=np),)
+    return lambda: (op(a.dy, a.c.tokens, xp=a.xp),)
 
 
 def noise(a: Any) -> Callable[[], Arrays]:
     op, key = getattr(ops, a.case.op), (0, 0, 0)
     x = a.x if a.case.op == a.case.forward else a.dy
-    return lambda: (op(x, RATE, key, xp=np),)
+    return lambda: (op(x, RATE, key, xp=a.xp),)
 
 
 SETTINGS = {
@@ -182,13 +182,13 @@ SETTINGS = {
 
 def update(a: Any) -> Callable[[], Arrays]:
     op = getattr(ops, a.case.op)
-    a.m, a.v = np.zeros_like(a.w), np.zeros_like(a.w)
+    a.m, a.v = a.xp.zeros_like(a.w), a.xp.zeros_like(a.w)
     taken = op.__signature__.parameters
-    arrays = [value for name, value in vars(a).items() if name in taken]
+    arrays = [value for name, value in vars(a).items() if name in taken and name != "xp"]
     settings = {name: value for name, value in SETTINGS.items() if name in taken}
 
     def run() -> Arrays:
-        op(*arrays, **settings, xp=np)
+        op(*arrays, **settings, xp=a.xp)
         return (arrays[0],)
 
     return run
