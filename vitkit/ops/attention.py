@@ -40,7 +40,7 @@ def multi_head_attention(
         How many heads ``D`` is divided into.
     precision : str, default "float32"
         What both operands of each product are rounded to, one of
-        :data:`vitkit.backend.precision.PRECISIONS`.
+        ``vitkit.backend.precision.PRECISIONS``.
     xp : module
         The array module.
 

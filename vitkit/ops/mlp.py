@@ -73,7 +73,7 @@ def mlp_branch(
     gain : array, shape (B,), or None
         What the branch of each sample is multiplied by; None for 1.
     precision : str
-        What the products are made of, one of :data:`vitkit.backend.precision.PRECISIONS`.
+        What the products are made of, one of ``vitkit.backend.precision.PRECISIONS``.
     keep : bool
         Whether backward will follow.
     xp : module

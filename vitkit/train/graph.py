@@ -28,7 +28,7 @@ Shape = tuple[tuple[tuple[int, ...], str], ...]
 
 
 class GraphedStep:
-    """:func:`vitkit.train.step.train_step`, one graph for each shape of batches.
+    """:func:`vitkit.train.train_step`, one graph for each shape of batches.
 
     The first two steps of a shape run as they would without, and the third is recorded. The model,
     its optimizer and what they keep must stay where they are: a model that is placed anew needs a
@@ -47,7 +47,7 @@ class GraphedStep:
     max_grad_norm : float, optional
         The global norm that gradients are clipped to.
     loss_scale : LossScale, optional
-        As :func:`vitkit.train.step.train_step` takes it.
+        As :func:`vitkit.train.train_step` takes it.
     records : bool, default True
         Whether steps are recorded at all. While a profile is taken none is.
     falls_back : bool, default False
