@@ -116,18 +116,20 @@ def trainer(
     optimizer = AdamW(
         lr, betas=task.BETAS, eps=task.EPSILON, weight_decay=task.WEIGHT_DECAY
     ).attach(model)
-    loss, settings = ops.softmax_cross_entropy, {"max_grad_norm": max_grad_norm}
+    loss = ops.softmax_cross_entropy
+    preprocess: Any = _as_they_are  # where a Preprocess would have pixels to turn into numbers
+    settings: dict[str, Any] = {"max_grad_norm": max_grad_norm}
+    graph = GraphedStep(model, optimizer, loss, preprocess, **settings) if graphed else None
     count = 0
-    graph = GraphedStep(model, optimizer, loss, _as_they_are, **settings) if graphed else None
 
     def step() -> tuple[Any, Any]:
         nonlocal count
-        when = {"lr": lr, "seed": 0, "step": count}
+        when: dict[str, Any] = {"lr": lr, "seed": 0, "step": count}
         count += 1
         if graph is not None:
             log = graph([batch], **when)
         else:
-            log = train_step(model, optimizer, [batch], loss, _as_they_are, **when, **settings)
+            log = train_step(model, optimizer, [batch], loss, preprocess, **when, **settings)
         return log.loss, log.grad_norm
 
     return step

@@ -40,6 +40,9 @@ class PinnedUpload:
 
     def __call__(self, host: np.ndarray) -> None:
         """Ask for the array to become ``host``, which may be changed at once."""
+        if isinstance(host, self._cupy.ndarray):  # it is there already
+            self._target[...] = host
+            return
         slot = self._slots[0]
         self._slots.reverse()
         if slot.arrived is not None:
