@@ -20,7 +20,6 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import resources
 from types import EllipsisType, ModuleType
 from typing import Any, NamedTuple
@@ -29,6 +28,8 @@ import numpy as np
 
 from vitkit.backend import Backend, register_backend
 from vitkit.testing import recording
+from vitkit.testing.syncs import count_syncs as count_syncs
+from vitkit.testing.syncs import wait as _sync
 
 # The public names of cupy 14.2.0; for a function also the names of its parameters (those that may
 # be given by keyword, for a ufunc), and null where CuPy does not say.
@@ -51,30 +52,6 @@ NOT_IMITATED = frozenset(
 PRODUCTS = frozenset("dot einsum inner matmul outer tensordot vdot".split())  # by cuBLAS
 
 TO_ARRAY = frozenset("allclose array_equal array_equiv".split())  # Python bools in NumPy
-
-_counters: list[list[str]] = []
-
-
-@contextmanager
-def count_syncs() -> Iterator[list[str]]:
-    """Yield a list that grows by one word for each wait for the device inside the block.
-
-    The words are ``item``, ``float``, ``int``, ``index``, ``bool``, ``tolist``, ``repr``,
-    ``copy to host`` (``get``, ``asnumpy``, ``to_numpy``), ``boolean mask``, ``synchronize``, and
-    the names of functions whose result has a size only the device knows, such as ``nonzero``.
-    """
-    seen: list[str] = []
-    _counters.append(seen)
-    try:
-        yield seen
-    finally:
-        _counters[:] = [counter for counter in _counters if counter is not seen]
-
-
-def _sync(what: str) -> None:
-    recording.refuse(f"a wait for the device ({what})")
-    for counter in _counters:
-        counter.append(what)
 
 
 class Flags(NamedTuple):
