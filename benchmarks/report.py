@@ -30,10 +30,18 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def summary(report: dict[str, Any], against: str) -> dict[str, dict[str, Any]]:
-    """Return what a table says of each contender that ran, against one of them."""
+    """Return what a table says of each contender that had rounds with one of them.
+
+    Those of other heats, in which that one did not run, cannot be compared to it and are left out.
+    """
     contenders = report["contenders"]
     ran = {name: one for name, one in contenders.items() if one.get("turns")}
-    return {name: _row(report, one, ran[against]["turns"]) for name, one in ran.items()}
+    if against not in ran:
+        raise SystemExit(f"{against!r} did not run; there are {', '.join(ran)}.")
+    base = ran[against]["turns"]
+    return {
+        name: _row(report, one, base) for name, one in ran.items() if ratios(base, one["turns"])
+    }
 
 
 def _row(report: dict[str, Any], one: dict[str, Any], base: Turns) -> dict[str, Any]:

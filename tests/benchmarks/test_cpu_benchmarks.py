@@ -110,6 +110,23 @@ def test_ratios_are_those_of_single_rounds(modules: Any) -> None:
     assert modules.report.ratios(base, own) == [2.0, 0.5]
 
 
+def test_only_those_of_one_heat_are_compared(modules: Any) -> None:
+    def contender(*rounds: int) -> dict[str, Any]:
+        start = {"import_seconds": 1.0, "prepare_seconds": 1.0, "first_seconds": [1.0]}
+        return {"turns": {str(each): 2.0 for each in rounds}, "precision": "float32", **start}
+
+    report = {
+        "configuration": {"batch_size": 8},
+        "flop": 1e9,
+        "products": {},
+        "contenders": {"base": contender(0, 1), "one": contender(0), "other": contender(1)},
+    }
+    assert list(modules.report.summary(report, "base")) == ["base", "one", "other"]
+    assert list(modules.report.summary(report, "one")) == ["base", "one"]
+    with pytest.raises(SystemExit, match="'nobody' did not run; there are base, one, other"):
+        modules.report.summary(report, "nobody")
+
+
 def test_tables(modules: Any) -> None:
     rows = [["vitkit", "1.5"], ["PyTorch, eager", "22"]]
     assert modules.report.table(("who", "ms"), rows).splitlines() == [
