@@ -52,6 +52,11 @@ def blaming(error: Raised, culprit: object) -> Raised:
     return error
 
 
+def first_line(error: BaseException, most: int = 160) -> str:
+    """Return what an error says in short: its kind, and the first line of its text."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:most]}"
+
+
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """Return the known name closest to ``name``, or None where none is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}

@@ -94,8 +94,8 @@ def of_torch(device: str) -> Device:
 
 def of_vitkit(xp: Any) -> Device:
     """Return the device of an array module of vitkit's."""
-    from vitkit.backend import free_memory, release_memory, synchronize
+    from vitkit.backend import memory_left, release_memory, synchronize
 
     return Device(
-        lambda: synchronize(xp), lambda: (free_memory(xp) or (0, 0))[0], lambda: release_memory(xp)
+        lambda: synchronize(xp), lambda: (memory_left(xp) or (0, 0))[0], lambda: release_memory(xp)
     )

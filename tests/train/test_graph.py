@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -152,6 +153,76 @@ def test_what_cannot_be_recorded_is_said(rng: np.random.Generator) -> None:
         step(group, lr=1e-3, seed=0, step=number)
     with pytest.raises(RuntimeError, match="a wait for the device"):
         step(given[-1], lr=1e-3, seed=0, step=WARM_UP)
+
+
+def test_training_goes_on_without_where_a_step_cannot_be_recorded(
+    rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    reads: list[float] = []
+
+    def waits(logits: Any, labels: Any, *, xp: ArrayModule) -> tuple[Any, Any]:
+        loss, gradient = softmax_cross_entropy(logits, labels, xp=xp)
+        reads.append(float(loss))
+        return loss, gradient
+
+    given, updates = batches(WARM_UP + 2, 2, rng), []
+    found = []
+    for falls_back in (True, False):
+        model, optimizer = made(), optim.SGD(1e-2, momentum=0.9)
+        step = GraphedStep(
+            model,
+            optimizer.attach(model),
+            waits,
+            PREPROCESS,
+            records=falls_back,
+            falls_back=falls_back,
+        )
+        for number, group in enumerate(given):
+            before = functools.partial(updates.append, number)
+            step(group, lr=1e-2, seed=0, step=number, before_update=before)
+        found.append((model.state_dict(), optimizer.state_dict(), []))
+    assert_same(*found)
+    assert updates == [0, 1, 2, 3] * 2  # once a step, and not where the recording failed
+    assert caplog.text.count("Steps are not recorded as graphs") == 1
+    assert "a wait for the device" in caplog.text
+
+
+def test_what_a_callback_changes_is_recorded_anew(rng: np.random.Generator) -> None:
+    def run_with_decay(records: bool) -> Any:
+        model, optimizer = made(), optim.AdamW(weight_decay=0.5)
+        step = GraphedStep(
+            model,
+            optimizer.attach(model),
+            softmax_cross_entropy,
+            PREPROCESS,
+            records=records,
+        )
+        for number, group in enumerate(given):
+            optimizer.weight_decay = 0.5 if number < STEPS else 0.0
+            step(group, lr=1e-2, seed=0, step=number)
+        return model.state_dict(), optimizer.state_dict(), []
+
+    given = batches(STEPS + 2, 2, rng)
+    assert_same(run_with_decay(True), run_with_decay(False))
+
+
+def test_a_replay_checks_what_a_step_checks(rng: np.random.Generator) -> None:
+    model, optimizer = made(), optim.SGD()
+    step = GraphedStep(model, optimizer.attach(model), softmax_cross_entropy, PREPROCESS)
+    given = batches(STEPS + 1, 2, rng)
+    for number, group in enumerate(given[:-1]):
+        step(group, lr=1e-2, seed=0, step=number)
+    with pytest.raises(ValueError, match="lr must be"):
+        step(given[-1], lr=float("nan"), seed=0, step=STEPS)
+    model.place(model.xp)
+    with pytest.raises(RuntimeError, match="has been placed or moved since"):
+        step(given[-1], lr=1e-2, seed=0, step=STEPS)
+
+
+def test_a_graph_that_cannot_be_is_refused_at_once() -> None:
+    model = vitkit.ViT("Ti/4", image_size=8, num_classes=5, dim=32, depth=1, num_heads=1)
+    with pytest.raises(BackendError, match="graph=True needs a GPU"):
+        vitkit.Trainer(model, graph=True)
 
 
 def test_inference(rng: np.random.Generator) -> None:

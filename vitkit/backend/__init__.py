@@ -9,8 +9,8 @@ from vitkit.backend.modules import array_module as array_module
 from vitkit.backend.modules import backend_of as backend_of
 from vitkit.backend.modules import can_record as can_record
 from vitkit.backend.modules import erf as erf
-from vitkit.backend.modules import free_memory as free_memory
 from vitkit.backend.modules import known_backends as known_backends
+from vitkit.backend.modules import memory_left as memory_left
 from vitkit.backend.modules import record as record
 from vitkit.backend.modules import register_backend as register_backend
 from vitkit.backend.modules import release_memory as release_memory

@@ -13,6 +13,8 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+from vitkit.errors import first_line
+
 INSTALL = "pip install 'vitkit[cuda12]' (CUDA 12.x) or 'vitkit[cuda13]' (CUDA 13.x)"
 LIBRARIES = "pip install 'cupy-cuda12x[ctk]' (or 'cupy-cuda13x[ctk]') brings them"
 NO_DRIVER, NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
@@ -50,7 +52,7 @@ def cuda_status() -> CudaStatus:
         import cupy
     except Exception as error:
         return CudaStatus(
-            False, "cupy broken", f"CuPy does not import ({_first_line(error)})", INSTALL
+            False, "cupy broken", f"CuPy does not import ({first_line(error)})", INSTALL
         )
     return _device_status(cupy) or _smoke_test(cupy)
 
@@ -81,7 +83,7 @@ def _device_status(cupy: Any) -> CudaStatus | None:
             )
         if status != NO_DEVICE:
             return CudaStatus(
-                False, "no device", f"CUDA does not start ({_first_line(error)})", "see nvidia-smi"
+                False, "no device", f"CUDA does not start ({first_line(error)})", "see nvidia-smi"
             )
         count = 0
     if count == 0:
@@ -105,14 +107,10 @@ def _smoke_test(cupy: Any) -> CudaStatus:
         return CudaStatus(
             False,
             "libraries missing",
-            f"a GPU was found but the CUDA libraries do not work ({_first_line(error)})",
+            f"a GPU was found but the CUDA libraries do not work ({first_line(error)})",
             LIBRARIES,
         )
     runtime = cupy.cuda.runtime
     name = runtime.getDeviceProperties(0)["name"].decode()
     count, version = runtime.getDeviceCount(), runtime.runtimeGetVersion()
     return CudaStatus(True, "ok", f"{count} device(s), {name}, CUDA runtime {version}", "")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,25 +20,29 @@ class CudaGraph:
 
     Parameters
     ----------
-    cuda : module
-        ``cupy.cuda``.
+    cupy : module
+        CuPy.
     """
 
-    def __init__(self, cuda: Any) -> None:
-        self._cuda = cuda
-        self._stream = cuda.Stream(non_blocking=True)
-        self._pool = cuda.MemoryPool()
+    def __init__(self, cupy: Any) -> None:
+        self._cupy, self._cuda = cupy, cupy.cuda
+        self._stream = self._cuda.Stream(non_blocking=True)
+        self._pool = self._cuda.MemoryPool(_block)
+        self._asked, self._done = (self._cuda.Event(disable_timing=True) for _ in range(2))
         self._graph: Any = None
 
     def record(self, function: Callable[[], T]) -> T:
         """Call a function and record what it asks of the GPU, which is not done yet."""
-        self._stream.wait_event(self._cuda.get_current_stream().record())
+        # What steps before left in CuPy's pool is as much as the graph's own will take.
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        self._wait_for(self._cuda.get_current_stream())
         with self._stream, self._cuda.using_allocator(self._pool.malloc):
             self._stream.begin_capture()
             try:
                 result = function()
             except BaseException:
-                self._abandon()
+                with suppress(Exception):  # a recording that was spoilt ends in an error of its own
+                    self._stream.end_capture()
                 raise
             self._graph = self._stream.end_capture()
         return result
@@ -45,20 +50,28 @@ class CudaGraph:
     def replay(self) -> None:
         """Launch the graph between what the current stream was asked before and is asked later."""
         current = self._cuda.get_current_stream()
-        self._stream.wait_event(current.record())
+        self._wait_for(current)
         self._graph.launch(self._stream)
-        current.wait_event(self._stream.record())
+        self._stream.record(self._done)
+        current.wait_event(self._done)
 
-    def _abandon(self) -> None:
-        try:
-            self._stream.end_capture()
-        except Exception as error:  # what made the recording fail has spoilt it, and is raised
-            self._graph = error
+    def _wait_for(self, current: Any) -> None:
+        current.record(self._asked)
+        self._stream.wait_event(self._asked)
+
+
+def _block(size: int) -> Any:
+    """Return new memory; CUDA's own error would have the pool free what the recording uses."""
+    cuda = sys.modules["cupy"].cuda
+    try:
+        return cuda.MemoryPointer(cuda.Memory(size), 0)
+    except cuda.runtime.CUDARuntimeError as error:
+        raise MemoryError(f"{size:,} bytes for a graph: {error}") from error
 
 
 def record_on_gpu(function: Callable[[], T]) -> tuple[CudaGraph, T]:
     """Record a function's work and do it once; return the graph and what the function returned."""
-    graph = CudaGraph(sys.modules["cupy"].cuda)
+    graph = CudaGraph(sys.modules["cupy"])
     result = graph.record(function)
     graph.replay()  # a recording alone computes nothing
     return graph, result

@@ -26,7 +26,7 @@ ALIASES = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}
 """What people write instead, for the hint in the error."""
 
 
-def _nothing_to_wait_for() -> None:
+def _nothing() -> None:
     """NumPy computes before it returns."""
 
 
@@ -73,7 +73,7 @@ class Backend:
     special: str | ModuleType
     record: Recorder | None = None
     uploader: Callable[[Array], Callable[[np.ndarray], None]] | None = None
-    release: Callable[[], None] = _nothing_to_wait_for
+    release: Callable[[], None] = _nothing
     free: Callable[[], tuple[int, int]] | None = None
 
 
@@ -97,7 +97,7 @@ def _cupy_synchronize() -> None:
 
 
 _BACKENDS = {
-    "numpy": Backend("numpy", True, np.asarray, _nothing_to_wait_for, "scipy.special"),
+    "numpy": Backend("numpy", True, np.asarray, _nothing, "scipy.special"),
     "cupy": Backend(
         "cupy",
         False,
@@ -227,7 +227,7 @@ def release_memory(xp: ArrayModule) -> None:
     backend_of(xp).release()
 
 
-def free_memory(xp: ArrayModule) -> tuple[int, int] | None:
+def memory_left(xp: ArrayModule) -> tuple[int, int] | None:
     """Return how many bytes of the device are free and how many there are, where it is known."""
     free = backend_of(xp).free
     return None if free is None else free()

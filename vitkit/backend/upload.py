@@ -16,8 +16,8 @@ class _Slot:
 
     pinned: np.ndarray
     waiting: Any
-    arrived: Any = None
-    taken: Any = None
+    arrived: Any
+    taken: Any
 
 
 class PinnedUpload:
@@ -45,20 +45,22 @@ class PinnedUpload:
             return
         slot = self._slots[0]
         self._slots.reverse()
-        if slot.arrived is not None:
-            slot.arrived.synchronize()  # the pinned memory has been read
-            self._stream.wait_event(slot.taken)
+        slot.arrived.synchronize()  # the pinned memory has been read
+        self._stream.wait_event(slot.taken)
         np.copyto(slot.pinned, host)
         slot.waiting.set(slot.pinned, stream=self._stream)
-        slot.arrived = self._stream.record()
+        self._stream.record(slot.arrived)
         current = self._cupy.cuda.get_current_stream()
         current.wait_event(slot.arrived)
         self._target[...] = slot.waiting
-        slot.taken = current.record()
+        current.record(slot.taken)
 
     def _slot(self) -> _Slot:
-        shape, dtype = self._target.shape, self._target.dtype
+        cuda, shape, dtype = self._cupy.cuda, self._target.shape, self._target.dtype
         count = math.prod(shape)
-        memory = self._cupy.cuda.alloc_pinned_memory(max(count * dtype.itemsize, 1))
+        memory = cuda.alloc_pinned_memory(max(count * dtype.itemsize, 1))
         pinned = np.frombuffer(memory, dtype, count).reshape(shape)
-        return _Slot(pinned, self._cupy.empty(shape, dtype))
+        waiting = self._cupy.empty(shape, dtype)
+        arrived, taken = (cuda.Event(disable_timing=True) for _ in range(2))
+        cuda.get_current_stream().record(taken)  # who had this memory before may still use it
+        return _Slot(pinned, waiting, arrived, taken)

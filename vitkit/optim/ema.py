@@ -135,7 +135,7 @@ class EMA:
             Listing every name that is missing, unexpected or of another shape.
         """
         self.updates = self._state.load_state_dict(arrays, counter="updates")
-        self._skipped = Skipped()
+        self._skipped.reset()
 
     def _check(self) -> None:
         label = self._state.model.label

@@ -52,9 +52,10 @@ class Optimizer:
     A subclass names its ``slots``, the arrays it keeps for each parameter, and writes
     ``update(w, g, *slots, lr, step, weight_decay, xp)``, which changes ``w`` and the slots in
     place. It is called once for each flat buffer when ``elementwise`` is true, and once for each
-    parameter, in its own shape, otherwise. ``step`` counts updates from 1; it is a number, or an
-    array of shape () where only the device knows which updates were skipped. ``weight_decay`` is 0
-    for biases, normalization and the other parameters declared with ``decay=False``.
+    parameter, in its own shape, otherwise. ``step`` counts updates from 1. It and ``lr`` are
+    numbers, or arrays of shape () on the device where a step is recorded as a graph or only the
+    device knows which updates were skipped. ``weight_decay`` is 0 for biases, normalization and the
+    other parameters declared with ``decay=False``.
 
     Parameters
     ----------
@@ -143,13 +144,8 @@ class Optimizer:
         RuntimeError
             If no model is attached, or it has been placed anew since.
         """
+        self.check()
         state = self._attached()
-        if state.stale:
-            raise RuntimeError(
-                f"{state.model.label} has been placed or moved since {type(self).__name__} was "
-                "attached, so its parameters lie elsewhere. Call attach(model) again; to keep "
-                "the state, take state_dict() before that and load it after."
-            )
         on_host = backend_of(state.xp).on_host
         if on_host or not isinstance(lr, state.xp.ndarray):
             lr = number("lr", self.lr if lr is None else lr, at_least=0)
@@ -172,6 +168,22 @@ class Optimizer:
                     xp=state.xp,
                 )
         self._skipped.add_unless(where, state.xp)
+
+    def check(self) -> None:
+        """Raise unless the attached model still lies where it did.
+
+        Raises
+        ------
+        RuntimeError
+            If no model is attached, or it has been placed anew since.
+        """
+        state = self._attached()
+        if state.stale:
+            raise RuntimeError(
+                f"{state.model.label} has been placed or moved since {type(self).__name__} was "
+                "attached, so its parameters lie elsewhere. Call attach(model) again; to keep "
+                "the state, take state_dict() before that and load it after."
+            )
 
     @contextmanager
     def counting(self, count: Array) -> Iterator[None]:
@@ -211,7 +223,7 @@ class Optimizer:
             Listing every name that is missing, unexpected or of another shape.
         """
         self.steps = self._attached().load_state_dict(arrays, counter="step")
-        self._skipped = Skipped()
+        self._skipped.reset()
 
     def _attached(self) -> FlatState:
         if self._state is None:

@@ -45,6 +45,11 @@ class Skipped:
         if where is not None and self._count is None:
             self._count = xp.zeros((), "int64")
 
+    def reset(self) -> None:
+        """Forget those there were; a recorded step goes on counting where it did."""
+        if self._count is not None:
+            self._count.fill(0)
+
     def made(self, counted: int) -> Array:
         """Return how many of those counted were made: a number, or an array on the device."""
         return counted if self._count is None else counted - self._count

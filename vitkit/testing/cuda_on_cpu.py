@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from vitkit import kernels, ops
+from vitkit import kernels
 from vitkit.kernels.cuda import _kernel, _products
 from vitkit.kernels.cuda._kernel import Kernel, Size
+from vitkit.kernels.state import operations
 from vitkit.testing import recording, strict_device
 
 OPTIONS = "-std=c++17 -O1 -fno-strict-aliasing -shared -fPIC -w".split()
@@ -64,7 +65,7 @@ def emulated(order: int = 0) -> Iterator[None]:
     if reason := kernels.import_cuda():
         raise RuntimeError(f"The CUDA kernels cannot be loaded: {reason}.")
     name = strict_device.xp.__name__
-    served = [op for op in vars(ops).values() if isinstance(op, ops.Op) and "cupy" in op.kernels]
+    served = [op for op in operations().values() if "cupy" in op.kernels]
     before = [op.kernels.get(name) for op in served]
     launcher, product = _kernel.LAUNCHERS.get(name), _products.PRODUCTS.get(name)
     orders.insert(0, order)

@@ -8,23 +8,27 @@ is written to arrays that stay where they are; all else is as it was when it was
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vitkit.backend import Array, Recording, record, uploader
+from vitkit.backend import Array, Recording, record, release_memory, uploader
 from vitkit.data import Batch
+from vitkit.errors import first_line
 from vitkit.nn.module import Module
 from vitkit.ops._op import watch
 from vitkit.optim import Optimizer
 from vitkit.train.loss_scale import LossScale
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.step import Loss, StepLog, train_step
+from vitkit.validate import number
 
 LOGGER = logging.getLogger("vitkit")
 WARM_UP = 2  # steps of a shape before it is recorded: they compile kernels and time products
 
-Shape = tuple[tuple[tuple[int, ...], str], ...]
+Key = tuple[tuple[tuple[tuple[int, ...], str], ...], int, float]
+"""Shapes and dtypes of a step's images, the seed and the weight decay."""
 
 
 class GraphedStep:
@@ -32,7 +36,8 @@ class GraphedStep:
 
     The first two steps of a shape run as they would without, and the third is recorded. The model,
     its optimizer and what they keep must stay where they are: a model that is placed anew needs a
-    new ``GraphedStep``.
+    new ``GraphedStep``. Numbers that Python knows, such as betas and rates of dropout, are those of
+    the step that was recorded: where a callback or a plugin changes them, do without.
 
     Parameters
     ----------
@@ -71,8 +76,8 @@ class GraphedStep:
         self._records, self._falls_back = records, falls_back
         self._settings: dict[str, Any] = {"max_grad_norm": max_grad_norm, "loss_scale": loss_scale}
         self._loss, self._preprocess = loss, preprocess
-        self._seen: dict[Shape, int] = {}
-        self._recorded: dict[Shape, _Recorded] = {}
+        self._seen: dict[Key, int] = {}
+        self._recorded: dict[Key, _Recorded] = {}
 
     def __call__(
         self,
@@ -85,39 +90,40 @@ class GraphedStep:
     ) -> StepLog:
         """Update the model once, as ``train_step`` does.
 
-        ``before_update`` is called before a recorded step begins.
+        Where a recorded step is done again, ``before_update`` is called before it begins.
         """
         others = {"lr": lr, "seed": seed, "step": step, "before_update": before_update}
         if not self._records or watch.get() is not None:
             return self.run(batches, **others)
-        shape: Shape = tuple((batch.images.shape, batch.images.dtype.name) for batch in batches)
-        recorded = self._recorded.get(shape)
-        if recorded is None:
-            seen = self._seen[shape] = self._seen.get(shape, 0) + 1
-            if seen <= WARM_UP:
-                return self.run(batches, **others)
-        if before_update is not None:
-            before_update()
+        # What a step reads on the host is as it was when it was recorded.
+        key: Key = (
+            tuple((batch.images.shape, batch.images.dtype.name) for batch in batches),
+            seed,
+            self.optimizer.weight_decay,
+        )
+        recorded = self._recorded.get(key)
         if recorded is not None:
+            if before_update is not None:
+                before_update()
             return recorded.replay(batches, lr, step)
+        seen = self._seen[key] = self._seen.get(key, 0) + 1
+        if seen <= WARM_UP:
+            return self.run(batches, **others)
         try:
-            return self._record(shape, batches, lr, seed, step)
-        except MemoryError:
-            raise
+            return self._record(key, batches, others)
         except Exception as error:
             if not self._falls_back:
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            LOGGER.info("Steps are not recorded as graphs: %s", reason)
-            self._records = False
-            return self.run(batches, **{**others, "before_update": None})
+            LOGGER.warning("Steps are not recorded as graphs: %s.", first_line(error))
+            traceback.clear_frames(error.__traceback__)  # they hold what the recording took
+        self._records = False
+        release_memory(self.model.xp)
+        return self.run(batches, **others)
 
-    def _record(
-        self, shape: Shape, batches: Sequence[Batch], lr: float, seed: int, step: int
-    ) -> StepLog:
+    def _record(self, key: Key, batches: Sequence[Batch], others: dict[str, Any]) -> StepLog:
         recorded = _Recorded(self, batches, self.model.xp)
-        log = recorded.record(lr, seed, step)
-        self._recorded[shape] = recorded
+        log = recorded.record(**others)
+        self._recorded[key] = recorded
         return log
 
     def run(self, batches: Sequence[Batch], **others: Any) -> StepLog:
@@ -148,14 +154,14 @@ class _Recorded:
         self._graph: Recording | None = None
         self._log: StepLog | None = None
 
-    def record(self, lr: float, seed: int, step: int) -> StepLog:
+    def record(self, lr: float, step: int, **others: Any) -> StepLog:
         """Record the step, which does it, and return what it left."""
         optimizer = self._owner.optimizer
         self._write(lr, step)
 
         def run() -> StepLog:
             with optimizer.counting(self._count):
-                return self._owner.run(self._batches, lr=self._lr, seed=seed, step=self._step)
+                return self._owner.run(self._batches, lr=self._lr, step=self._step, **others)
 
         self._graph, self._log = record(run, xp=self._xp)
         optimizer.steps += 1
@@ -164,6 +170,7 @@ class _Recorded:
     def replay(self, batches: Sequence[Batch], lr: float, step: int) -> StepLog:
         """Do the step again with other images, and return what it left."""
         assert self._graph is not None  # noqa: S101
+        self._owner.optimizer.check()
         given = [array for batch in batches for array in (batch.images, batch.labels)]
         for upload, array in zip(self._uploads, given, strict=True):
             upload(array)
@@ -173,7 +180,7 @@ class _Recorded:
         return self._copied(lr)
 
     def _write(self, lr: float, step: int) -> None:
-        self._lr.fill(lr)
+        self._lr.fill(number("lr", lr, at_least=0))
         self._step.fill(step)
         self._count.fill(self._owner.optimizer.steps + 1)
 

@@ -12,8 +12,8 @@ overflows nor underflows. bfloat16 and tf32 have float32's range and need none o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -125,8 +125,6 @@ def loss_scale_for(model: Module) -> LossScale | None:
     return LossScale(model.xp) if model.precision == "float16" else None
 
 
-@contextmanager
-def overflow_expected() -> Iterator[None]:
+def overflow_expected() -> AbstractContextManager[None]:
     """Have NumPy say nothing of numbers that are not finite: a step with such is skipped."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        yield
+    return np.errstate(over="ignore", invalid="ignore")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 
-from vitkit.backend import free_memory, release_memory
+from vitkit.backend import memory_left, release_memory
 from vitkit.data import Batch
-from vitkit.errors import BackendError
+from vitkit.errors import BackendError, first_line
 from vitkit.nn.module import Module
 from vitkit.optim import Optimizer
 
@@ -54,16 +54,24 @@ def too_little(
     if len(sizes) > 1:
         images += f", {max(sizes)} at a time"
     held = ", ".join(f"{what} {shown(size)}" for what, size in ledger(model, optimizer).items())
-    free = free_memory(model.xp)
+    free = memory_left(model.xp)
     room = "" if free is None else f" {shown(free[0])} of {shown(free[1])} are free without it."
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    half = max(max(sizes) // 2, 1)
     return BackendError(
-        f"Out of memory in a training step of {images}: {first}. Before the step there are "
-        f"{held}; the rest grows with the batch.{room} Use a smaller batch: batch_size={half} and "
-        "twice the grad_accum teach the same. Or let activations be computed again "
-        "(gradient_checkpointing), or keep them in half the memory (precision='bfloat16')."
+        f"Out of memory in a training step of {images}: {first_line(error)}. Before the step there "
+        f"are at least {held}; the rest grows with the batch.{room} {_advice(model, max(sizes))}"
     )
+
+
+def _advice(model: Module, size: int) -> str:
+    """Return what may help a step of batches of this size."""
+    ways = ["have activations computed again (gradient_checkpointing)"]
+    if size > 1:
+        ways.insert(
+            0, f"take batch_size={size // 2} and twice the grad_accum, which teach the same"
+        )
+    if model.precision in ("float32", "tf32"):
+        ways.append("keep them in half the memory (precision='bfloat16')")
+    return f"To need less: {'; or '.join(ways)}."
 
 
 def shown(size: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitkit.backend import can_record
 from vitkit.data import Batch, Loader
+from vitkit.errors import BackendError
 from vitkit.kernels import why_none
 from vitkit.nn.module import Module
 from vitkit.ops import softmax_cross_entropy
@@ -61,7 +62,9 @@ class Trainer:
     graph : bool, optional
         Whether steps are recorded and asked of the device as one graph
         (:class:`vitkit.train.GraphedStep`). By default they are where they can be, and where that
-        fails one line says why; with True it is an error.
+        fails one line says why; with True it is an error. Numbers that Python knows are then those
+        of the step that was recorded: where a callback or plugin changes any but the learning rate
+        and the weight decay, use False.
 
     Attributes
     ----------
@@ -113,6 +116,11 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.loss_scale = loss_scale_for(model) if loss_scale is None else loss_scale
+        if graph and not can_record(model.xp):
+            raise BackendError(
+                f"graph=True needs a GPU to record on; the model is on {model.xp.__name__}. Leave "
+                "it out, or place the model with backend='cupy'."
+            )
         self.graph = graph
         self.preprocess: Preprocess | None = None
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vitkit import ops
+from vitkit.kernels.cuda import layer_norm
 from vitkit.testing import cuda_on_cpu, strict_device
 
 xp = strict_device.xp
@@ -39,6 +40,16 @@ def difference(shape: tuple[int, ...], rng: np.random.Generator) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     assert difference(shape, rng) < 1
+
+
+def test_rows_that_shared_memory_does_not_hold_are_left_to_the_reference() -> None:
+    for width, served in ((layer_norm.WIDEST, True), (layer_norm.WIDEST + 1, False)):
+        x, line = xp.zeros((2, width), "float32"), xp.zeros((width,), "float32")
+        stats = xp.zeros((2, 1), "float32"), xp.zeros((2, 1), "float32")
+        assert 4 * 2 * width * layer_norm.ROWS <= 64 << 10 or not served
+        if not served:
+            found = layer_norm.layer_norm_backward_cuda(x, x, line, *stats, xp=xp)
+            assert found is NotImplemented
 
 
 FAULTS = {

@@ -21,6 +21,7 @@ import platformdirs
 from filelock import FileLock
 
 from vitkit.kernels.cuda._cublaslt import Algorithm
+from vitkit.kernels.cuda._gpu import wants_same_bits
 
 LOGGER = logging.getLogger("vitkit")
 ROUNDS = 5  # of all candidates, of which the median counts: clocks rise and fall meanwhile
@@ -81,8 +82,7 @@ class Memory:
         seconds : callable
             As for :func:`fastest`.
         """
-        wants_same_bits = os.environ.get("VITKIT_DETERMINISTIC") == "1"
-        if wants_same_bits or os.environ.get("VITKIT_AUTOTUNE") == "off":
+        if wants_same_bits() or os.environ.get("VITKIT_AUTOTUNE") == "off":
             return candidates[0]
         for candidate in candidates:
             if digest(candidate) == self._known.get(key):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitkit.backend import Array, ArrayModule
-from vitkit.kernels.cuda._arrays import plain, served
+from vitkit.kernels.cuda._arrays import served
 from vitkit.kernels.cuda._products import DTYPES, multiply, rows
 from vitkit.kernels.cuda.casts import cast
+from vitkit.kernels.cuda.layer_norm import WIDEST
 
 
 class Branch:
@@ -53,8 +54,7 @@ class Branch:
         self._multiply(rows(dy), rows(x), dweight, transpose_a=True, plus=dweight)
 
     def _low(self, weight: Array) -> Array:
-        weight = plain(weight, self.xp)
-        return weight if self.dtype == "float32" else cast(weight, self.dtype, self.xp)
+        return cast(weight, self.dtype, self.xp)
 
     def _multiply(
         self,
@@ -82,6 +82,8 @@ class Branch:
 
 def usable(precision: str, x: Array, gain: Array | None, *parameters: Sequence[Array]) -> bool:
     """Return whether kernels can compute a branch: float32 inputs, gradients without gaps."""
+    if x.shape[-1] > WIDEST:
+        return False
     arrays = [each for group in parameters for each in group]
     gains = () if gain is None else (gain,)
     contiguous = all(array.flags.c_contiguous for array in arrays)

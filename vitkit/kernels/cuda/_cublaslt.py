@@ -18,7 +18,6 @@ from typing import Any
 
 SONAMES = ("libcublasLt.so.13", "libcublasLt.so.12")
 TYPES = {"float32": 0, "float16": 2, "uint16": 14}  # cudaDataType, by dtype; bfloat16 as uint16
-SIZES = {"float32": 4, "float16": 2, "uint16": 2}
 FLOAT = TYPES["float32"]
 COMPUTE = {"float32": 68, "tf32": 77}  # cublasComputeType_t: CUBLAS_COMPUTE_32F, _32F_FAST_TF32
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t

@@ -15,9 +15,9 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
 
 from vitkit.backend import Array, ArrayModule
+from vitkit.errors import first_line
 from vitkit.kernels.cuda import _cudnn_plans
 from vitkit.kernels.cuda._arrays import aligned
 from vitkit.kernels.cuda._cudnn_plans import (
@@ -34,10 +34,9 @@ from vitkit.kernels.cuda._cudnn_plans import (
     Shape,
     V,
     Y,
-    first_line,
     sizes,
 )
-from vitkit.kernels.cuda._gpu import Gpu
+from vitkit.kernels.cuda._gpu import Gpu, wants_same_bits
 
 LOGGER = logging.getLogger("vitkit")
 LEAST_CAPABILITY = 80
@@ -73,7 +72,7 @@ class Pair:
         if shape.device not in HANDLES:
             HANDLES[shape.device] = Handle(cudnn)
         handle = HANDLES[shape.device]
-        deterministic = os.environ.get("VITKIT_DETERMINISTIC") == "1"
+        deterministic = wants_same_bits()
         where = {"handle": handle.raw}
         self.forward = Plan(_cudnn_plans.forward_graph(cudnn, shape, **where), handle)
         self.backward = Plan(
@@ -236,7 +235,7 @@ def _pair(shape: Shape) -> Pair | None:
             PAIRS[shape] = Pair(shape)
         except Exception as error:  # whatever it is, another kernel serves
             PAIRS[shape] = None
-            LOGGER.info("cuDNN does not serve attention of %s: %s.", shape, first_line(error))
+            LOGGER.warning("cuDNN does not serve attention of %s: %s.", shape, first_line(error))
     return PAIRS[shape]
 
 

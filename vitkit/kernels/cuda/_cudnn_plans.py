@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vitkit.backend import Array, ArrayModule
+from vitkit.errors import first_line
 
 TYPES = {"uint16": "BFLOAT16", "float16": "HALF"}
 """What cuDNN calls the numbers of an array; bits of bfloat16 are kept as uint16."""
@@ -179,8 +180,3 @@ class Plan:
         self._graph.execute_plan_at_index(
             pointers, self._workspace.data.ptr, self._index, self._handle.raw
         )
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says in short, its kind first."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"

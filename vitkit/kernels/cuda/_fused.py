@@ -10,10 +10,9 @@ import math
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import aligned, plain
 from vitkit.kernels.cuda._device import capability
-from vitkit.kernels.cuda._kernel import Family, blocks, type_of
+from vitkit.kernels.cuda._kernel import LOW, Family, blocks, type_of
 
 WIDTHS = (32, 64, 80, 96, 128)  # of heads
-LOW = ("bf16", "f16")
 SQUARE = 16  # rows that a tensor core takes at once
 WARPS = 4  # of a block at most
 FORWARD = Family("attention.cuh", "attention_forward<{x}, {d}>", least=80, x=LOW, d=WIDTHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 from vitkit.backend import compute_capability
 
 RUNS = 4  # that are timed as one: asking for a small product takes longer than the product
+
+
+def wants_same_bits() -> bool:
+    """Return whether the environment asks for results that repeat to the bit, at any price."""
+    return os.environ.get("VITKIT_DETERMINISTIC") == "1"
 
 
 class Gpu:
@@ -40,6 +46,11 @@ class Gpu:
     def capturing(self) -> bool:
         """Return whether what that stream is asked becomes part of a graph."""
         return bool(self.cuda.get_current_stream().is_capturing())
+
+    def lasting(self) -> Any:
+        """Return a context whose arrays outlive a graph: its own pool takes its arrays with it."""
+        pool = sys.modules["cupy"].get_default_memory_pool()
+        return self.cuda.using_allocator(pool.malloc)
 
     def seconds(self, run: Callable[[], Any]) -> float:
         """Return how long the device takes for what ``run`` asks of it; this waits for it."""

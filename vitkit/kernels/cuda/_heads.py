@@ -44,12 +44,12 @@ def attend(
     e = xp.exp(scores, out=scores)
     total = e.sum(axis=-1, keepdims=True)
     y = xp.empty(v.shape, "float32")
-    multiply(_low(e, qkv, xp), v, y, precision=precision, xp=xp)
+    multiply(cast(e, qkv.dtype.name, xp), v, y, precision=precision, xp=xp)
     y /= total
     batch, tokens, width = qkv.shape
     stats = (batch, num_heads, tokens)
     mixed = xp.empty((batch, tokens, width // 3), qkv.dtype)
-    _heads(mixed, num_heads)[...] = _low(y, qkv, xp).reshape(*stats, -1)
+    _heads(mixed, num_heads)[...] = cast(y, qkv.dtype.name, xp).reshape(*stats, -1)
     return mixed, largest.reshape(stats), xp.log(total).reshape(stats)
 
 
@@ -69,8 +69,8 @@ def attend_backward(
             return better.attend_backward(dy, qkv, y, largest, log_total, xp)
     q, k, v = (_packed(part, xp) for part in split_heads(qkv, num_heads))
     d = _packed(_heads(dy, num_heads), xp)
-    gathered = _wide(_packed(_heads(y, num_heads), xp), xp)
-    delta = (_wide(d, xp) * gathered).sum(axis=-1, keepdims=True)
+    gathered = cast(_packed(_heads(y, num_heads), xp), "float32", xp)
+    delta = (cast(d, "float32", xp) * gathered).sum(axis=-1, keepdims=True)
     rows = (len(q), -1, 1)
     p = _scores(q, k, precision, xp)
     p -= largest.reshape(rows)
@@ -81,7 +81,7 @@ def attend_backward(
     ds -= delta
     ds *= p
     ds *= q.shape[-1] ** -0.5
-    p, ds = _low(p, qkv, xp), _low(ds, qkv, xp)
+    p, ds = cast(p, qkv.dtype.name, xp), cast(ds, qkv.dtype.name, xp)
     dqkv = xp.empty(qkv.shape, qkv.dtype)
     products = ((ds, k, False), (ds, q, True), (p, d, True))
     for part, (left, right, turned) in zip(split_heads(dqkv, num_heads), products, strict=True):
@@ -107,11 +107,3 @@ def _heads(x: Array, num_heads: int) -> Array:
 def _packed(part: Array, xp: ArrayModule) -> Array:
     """Return heads (B, h, N, d) as one batch of matrices without gaps."""
     return xp.ascontiguousarray(part).reshape(-1, *part.shape[-2:])
-
-
-def _low(x: Array, like: Array, xp: ArrayModule) -> Array:
-    return x if like.dtype == "float32" else cast(x, like.dtype.name, xp)
-
-
-def _wide(x: Array, xp: ArrayModule) -> Array:
-    return x if x.dtype == "float32" else cast(x, "float32", xp)

@@ -26,6 +26,7 @@ OPTIONS = ("--std=c++17", "--restrict", "--extra-device-vectorization")
 TYPES = {"float32": "float", "uint16": "bf16", "float16": "f16"}
 """What the numbers of an array are called in C++; bits of bfloat16 are kept as uint16."""
 STORED = tuple(TYPES.values())
+LOW = STORED[1:]  # of 16 bits
 
 
 @functools.cache
@@ -134,7 +135,7 @@ def blocks(count: int, size: int) -> int:
 def _argument(value: Any) -> Any:
     if isinstance(value, np.generic):  # before the others: a numpy.float64 is a float
         return value
-    if isinstance(value, (bool, int)):
+    if isinstance(value, int):
         return np.int32(value)
     return np.float32(value) if isinstance(value, float) else value
 

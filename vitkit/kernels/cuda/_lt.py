@@ -31,8 +31,9 @@ ALIGNMENTS = (16, 8, 4, 2)  # of more, a plan a layer would be timed for nothing
 GPU = Gpu()
 PLANS: dict[tuple[int, Problem], Plan | None] = {}
 """How a device computes a product; None where cuBLASLt does not."""
-WORKSPACES: dict[tuple[int, int], Array] = {}
-"""Room that products of one device and stream may use, one after the other."""
+WORKSPACES: dict[int, Array] = {}
+"""Room that the products of a device may use: what is asked of one is asked in one order, since the
+stream of a graph is kept in order with that of its caller."""
 
 
 @functools.cache
@@ -56,9 +57,12 @@ def multiply(
     shift = None if bias is None else _as_added(bias, out.dtype.name, xp)
     problem = problem_of(a, b, out, transpose_a, transpose_b, shift, plus, precision)
     place = GPU.device(), problem
-    plan = PLANS[place] if place in PLANS else _planned(problem, a, b, out, shift, plus, xp)
-    if plan is None or not GPU.capturing():  # a plan made while a stream captures was not timed
-        PLANS[place] = plan
+    if place in PLANS:
+        plan = PLANS[place]
+    else:
+        plan = _planned(problem, a, b, out, shift, plus, xp)
+        if plan is None or not GPU.capturing():  # one made while a stream captures was not timed
+            PLANS[place] = plan
     if plan is not None:
         _run(plan, a, b, out, shift, plus, xp)
     elif bias is not None and out.dtype == "float32":
@@ -70,7 +74,7 @@ def multiply(
 
 def _as_added(bias: Array, dtype: str, xp: ArrayModule) -> Array:
     """Return a bias as the library adds it: in the result's dtype, on a boundary of 16 bytes."""
-    return aligned(bias if bias.dtype == dtype else cast(bias, dtype, xp), xp)
+    return aligned(cast(bias, dtype, xp), xp)
 
 
 def problem_of(
@@ -117,12 +121,11 @@ def _planned(
     None, and a line that says why, where the library has no algorithm.
     """
     binding = _cublaslt.library()
-    binding.device = GPU.device
     plan = Plan(binding, problem)
     try:
         candidates = plan.candidates()
     except Unsupported as error:
-        LOGGER.info("A product is computed in another way: %s.", error)
+        LOGGER.warning("A product is computed in another way: %s.", error)
         return None
     if GPU.capturing() or len(candidates) == 1:
         plan.algorithm = candidates[0]
@@ -151,22 +154,24 @@ def _run(
     xp: ArrayModule,
     algorithm: Algorithm | None = None,
 ) -> None:
-    place = GPU.device(), GPU.stream()
-    if place not in WORKSPACES:
-        WORKSPACES[place] = xp.empty((WORKSPACE,), "uint8")
+    device = GPU.device()
+    if device not in WORKSPACES:
+        with GPU.lasting():
+            WORKSPACES[device] = xp.empty((WORKSPACE,), "uint8")
     plan(
         a.data.ptr,
         b.data.ptr,
         0 if plus is None else plus.data.ptr,
         out.data.ptr,
         bias=0 if bias is None else bias.data.ptr,
-        workspace=WORKSPACES[place].data.ptr,
-        stream=place[1],
+        workspace=WORKSPACES[device].data.ptr,
+        stream=GPU.stream(),
         algorithm=algorithm,
     )
 
 
 if not _cublaslt.why_none():
     _products.PRODUCTS["cupy"] = multiply
+    _cublaslt.library().device = GPU.device
 elif compute_capability():
-    LOGGER.info("Products are CuPy's, in float32: %s.", _cublaslt.why_none())
+    LOGGER.warning("Products are CuPy's, in float32: %s.", _cublaslt.why_none())

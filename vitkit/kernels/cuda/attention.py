@@ -19,7 +19,7 @@ def multi_head_attention_cuda(
     """Replace :func:`vitkit.ops.multi_head_attention` for float32."""
     if precision not in DTYPES or not served(qkv):
         return NotImplemented
-    low = cast(plain(qkv, xp), DTYPES[precision], xp)
+    low = cast(qkv, DTYPES[precision], xp)
     y, largest, log_total = attend(low, num_heads, precision, xp)
     return cast(y, "float32", xp), largest, log_total
 
@@ -38,6 +38,6 @@ def multi_head_attention_backward_cuda(
     """Replace :func:`vitkit.ops.multi_head_attention_backward` for float32."""
     if precision not in DTYPES or not served(dy, qkv, y, largest, log_total):
         return NotImplemented
-    dy, qkv, y = (cast(plain(each, xp), DTYPES[precision], xp) for each in (dy, qkv, y))
+    dy, qkv, y = (cast(each, DTYPES[precision], xp) for each in (dy, qkv, y))
     stats = plain(largest, xp), plain(log_total, xp)
     return cast(attend_backward(dy, qkv, y, *stats, precision, xp), "float32", xp)

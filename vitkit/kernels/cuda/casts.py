@@ -6,14 +6,14 @@ import numpy as np
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import WIDTH, plain, pointer, vector
-from vitkit.kernels.cuda._kernel import STORED, TYPES, Family, blocks, type_of
+from vitkit.kernels.cuda._kernel import LOW, STORED, TYPES, Family, blocks, type_of
 from vitkit.kernels.cuda.column_sums import add_column_sums
 
 THREADS, ROUNDS = 256, 4  # of a block
 LANES, WARPS = 32, 8  # of a warp, and of a block
 PARTS = 256  # blocks that share the rows at most, on any GPU, for equal bits
-NARROW = Family("casts.cuh", "cast<float, {y}, {v}>", y=STORED[1:], v=(1, WIDTH))
-WIDEN = Family("casts.cuh", "cast<{x}, float, {v}>", x=STORED[1:], v=(1, WIDTH))
+NARROW = Family("casts.cuh", "cast<float, {y}, {v}>", y=LOW, v=(1, WIDTH))
+WIDEN = Family("casts.cuh", "cast<{x}, float, {v}>", x=LOW, v=(1, WIDTH))
 GAINED = Family("casts.cuh", "gained_cast<{y}, {v}>", y=STORED, v=(1, WIDTH))
 
 

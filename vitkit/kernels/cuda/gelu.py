@@ -8,7 +8,7 @@ import numpy as np
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import ALIGNMENT, WIDTH, plain, pointer, rows_of, served, vector
-from vitkit.kernels.cuda._kernel import STORED, Family, blocks, type_of
+from vitkit.kernels.cuda._kernel import LOW, Family, blocks, type_of
 from vitkit.kernels.cuda.column_sums import add_column_sums
 from vitkit.ops.gelu import gelu, gelu_backward, gelu_tanh, gelu_tanh_backward
 
@@ -22,10 +22,10 @@ FORMS = {"gelu": "Erf", "gelu_tanh": "Tanh"}
 FILE, NAMES, WIDTHS = "gelu.cuh", tuple(FORMS.values()), (1, WIDTH)
 HALVES = 2 * WIDTH  # numbers of 16 bits that are read at once
 ACTIVATE = Family(FILE, "activate<float, {form}, {v}>", form=NAMES, v=WIDTHS)
-ACTIVATE_LOW = Family(FILE, "activate<{t}, {form}, {v}>", t=STORED[1:], form=NAMES, v=(1, HALVES))
+ACTIVATE_LOW = Family(FILE, "activate<{t}, {form}, {v}>", t=LOW, form=NAMES, v=(1, HALVES))
 BACKWARD = Family(FILE, "gelu_backward<{form}, {v}>", form=NAMES, v=WIDTHS)
 THROUGH = Family(FILE, "through_activation<float, {v}>", v=WIDTHS)
-THROUGH_LOW = Family(FILE, "through_activation<{t}, {v}>", t=STORED[1:], v=(1, HALVES))
+THROUGH_LOW = Family(FILE, "through_activation<{t}, {v}>", t=LOW, v=(1, HALVES))
 
 
 def activate(h: Array, activation: str, keep: bool, xp: ArrayModule) -> tuple[Array, Array | None]:

@@ -11,6 +11,7 @@ from vitkit.kernels.cuda.column_sums import add_column_sums
 from vitkit.ops.layer_norm import layer_norm, layer_norm_backward
 
 ROWS = 4  # of a block, one a warp
+WIDEST = 2048  # of a row: 8 floats a column then fill the shared memory of the smallest GPU served
 PARTS = 256  # blocks of a backward pass at most, on any GPU, for equal bits
 FORWARD = Family(
     "layer_norm.cuh", "layer_norm_forward<{x}, {y}, {v}>", x=("float",), y=STORED, v=(1, 4)
@@ -99,6 +100,7 @@ def layer_norm_backward_cuda(
     stats = (*x.shape[:-1], 1)
     if (
         not served(dy, x, weight, mean, rstd)
+        or x.shape[-1] > WIDEST
         or not (dy.shape == x.shape and weight.shape == x.shape[-1:])
         or not mean.shape == rstd.shape == stats
     ):

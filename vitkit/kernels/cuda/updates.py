@@ -15,7 +15,7 @@ import numpy as np
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import WIDTH, plain, pointer, served, vector
-from vitkit.kernels.cuda._kernel import STORED, Family, blocks, type_of
+from vitkit.kernels.cuda._kernel import LOW, Family, blocks, type_of
 from vitkit.ops.updates import (
     adam_update_inplace,
     adamw_update_inplace,
@@ -31,7 +31,7 @@ KINDS = {"float32": 0, "float64": 1, "int64": 2}  # of numbers on the device
 FILE, WIDTHS = "updates.cuh", (1, WIDTH)
 HOLD = Family(FILE, "hold_factors")
 SGD = Family(FILE, "sgd_update<{v}>", v=WIDTHS)
-ADAM = Family(FILE, "adam_update<{low}, {v}>", low=STORED[1:], v=WIDTHS)
+ADAM = Family(FILE, "adam_update<{low}, {v}>", low=LOW, v=WIDTHS)
 LAMB_MOMENTS = Family(FILE, "lamb_moments<{v}>", v=WIDTHS)
 LAMB_RATE = Family(FILE, "lamb_rate")
 LAMB = Family(FILE, "lamb_update<{v}>", v=WIDTHS)
