@@ -61,3 +61,33 @@ def test_the_same_bits_from_four_threads_of_two_processes() -> None:
     assert count == 4
     assert set(found) == set(NAMES)
     assert found == again
+
+
+# In these, code that is optimized once more with its callers rounds otherwise.
+ROUNDED_TWICE = ("adamw_update_inplace", "adam_update_inplace, no decay")
+FROM_A_CACHE = f"""
+import json
+from kernel_calls import bits_of
+from vitkit.kernels.cpu._compilations import counted
+found = [bits_of(name, 197, 33) for name in {ROUNDED_TWICE}]
+print(json.dumps([counted(), found]))
+"""
+
+
+def test_the_same_bits_from_what_was_compiled_and_from_the_cache(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1])])
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", FROM_A_CACHE],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    (compiled, found), (again, loaded) = map(json.loads, runs)
+    assert compiled > 0
+    assert again == 0
+    assert found == loaded

@@ -16,6 +16,7 @@ import numba
 from llvmlite import ir
 from numba import extending
 
+from vitkit.kernels.cpu._alone import Alone
 from vitkit.kernels.cpu._compilations import listen
 from vitkit.kernels.cpu._processor import LANES, bfloat16_unit
 
@@ -27,7 +28,8 @@ OPTIONS: dict[str, Any] = {"boundscheck": False, "nogil": True, "error_model": "
 
 def parallel(function: Any) -> Any:
     """Compile a kernel that shares its work among the threads of Numba's pool."""
-    return _stamped(numba.njit(parallel=True, cache=True, fastmath=MATH, **OPTIONS)(function))
+    options = {"parallel": True, "pipeline_class": Alone, **OPTIONS}
+    return _stamped(numba.njit(cache=True, fastmath=MATH, **options)(function))
 
 
 def serial(function: Any) -> Any:
