@@ -69,6 +69,21 @@ def pytest_report_header() -> str:
     return f"vitkit: xp = {chosen_xp().__name__} (VITKIT_TEST_XP={XP}), GPU: {status}"
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what tests of faults have injected; the workers of xdist cannot print it."""
+    lines = [
+        str(value)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, ())
+        for name, value in report.user_properties
+        if name == "injected" and report.when == "call"
+    ]
+    if lines:
+        terminalreporter.section("injected faults")
+        for line in sorted(lines):
+            terminalreporter.line(line)
+
+
 def spellings(xp: ArrayModule) -> list[str]:
     """Return the ways in which operations can run: by references, and by kernels if there are."""
     kernels.load(xp)
