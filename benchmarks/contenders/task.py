@@ -114,6 +114,7 @@ def read_data(order: Order) -> tuple[np.ndarray, np.ndarray]:
     """Return the first images and labels of those written, as many as an order wants."""
     count = order.sizes.batch_size
     images, labels = (
-        np.load(Path(order.data) / f"{name}.npy", mmap_mode="r") for name in ("images", "labels")
+        np.load(Path(order.data) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in ("images", "labels")
     )
     return np.array(images[:count]), np.array(labels[:count])
