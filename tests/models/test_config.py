@@ -10,6 +10,7 @@ import pytest
 
 from vitkit.errors import ConfigError, VitkitError
 from vitkit.models import VARIANTS, ViT, ViTConfig
+from vitkit.models.config import DEEPEST, LARGEST
 from vitkit.models.sizes import Options
 
 SIZES = {  # dim, depth, heads, MLP, patch
@@ -125,6 +126,15 @@ CASES: list[tuple[dict[str, Any], str]] = [
     *(
         ({"layer_norm_eps": value}, f"layer_norm_eps: got {value!r}; expected a number above 0")
         for value in (0, -1e-6, "1e-6", float("nan"))
+    ),
+    *(  # those that it would take forever to look for the nearest fits of, or to make blocks of
+        ({name: 2**62}, f"{name}: got {2**62}; expected at most {most}")
+        for name, most in [("dim", LARGEST), ("mlp_dim", LARGEST), ("depth", DEEPEST)]
+    ),
+    ({"patch_size": 2**62}, f"patch_size: got {(2**62, 2**62)}; expected at most {LARGEST}"),
+    (
+        {"representation_size": 2**62},
+        f"representation_size: got {2**62}; expected at most 10000000, or None",
     ),
     (
         {"activation": "gleu"},

@@ -15,6 +15,10 @@ from vitkit.nn.layers import LAYERS, PARTS
 POOLS = ("cls", "mean")
 KINDS = {"mlp": "an mlp", "norm": "a norm", "attention": "an attention"}
 """How messages call a layer by the part that it can take."""
+LARGEST = 10**7
+"""The largest width or side: one above it is a slip, and what goes with it is long to look for."""
+DEEPEST = 10_000
+"""The most blocks; the deepest published model has a hundredth of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,21 +159,25 @@ def _problems(config: ViTConfig) -> Iterable[str]:
     """Yield one line for each thing that cannot be."""
     sound = True
     for name in ("in_channels", "num_classes", "dim", "depth", "num_heads", "mlp_dim"):
-        if not _is_int(getattr(config, name)) or getattr(config, name) < 1:
+        value, most = getattr(config, name), DEEPEST if name == "depth" else LARGEST
+        if not _is_int(value) or not 1 <= value <= most:
             sound = False
-            yield f"{name}: got {getattr(config, name)!r}; expected a whole number of 1 or more"
+            yield f"{name}: got {value!r}; {_whole(value, most)}"
     for name in ("image_size", "patch_size"):
         value = getattr(config, name)
         if not (
             isinstance(value, tuple)
             and len(value) == 2
-            and all(_is_int(side) and side > 0 for side in value)
+            and all(_is_int(side) and 0 < side <= LARGEST for side in value)
         ):
             sound = False
-            yield f"{name}: got {value!r}; expected a number of pixels, or (height, width)"
+            sides = value if isinstance(value, tuple) else ()
+            high = any(_is_int(side) and side > LARGEST for side in sides)
+            pixels = f"at most {LARGEST}" if high else "a number of pixels, or (height, width)"
+            yield f"{name}: got {value!r}; expected {pixels}"
     size = config.representation_size
-    if size is not None and (not _is_int(size) or size < 1):
-        yield f"representation_size: got {size!r}; expected a whole number of 1 or more, or None"
+    if size is not None and (not _is_int(size) or not 1 <= size <= LARGEST):
+        yield f"representation_size: got {size!r}; {_whole(size, LARGEST)}, or None"
     for name in ("dropout", "drop_path"):
         if not _is_number(getattr(config, name)) or not 0 <= getattr(config, name) < 1:
             yield f"{name}: got {getattr(config, name)!r}; expected a number in [0, 1)"
@@ -195,6 +203,12 @@ def _misplaced(part: str, value: Any) -> Iterable[str]:
     elif value not in fitting:
         kind = KINDS.get(str(LAYERS.entry(value).details.get("part")), "no part of a block")
         yield f"{part}: {value!r} is {kind}, not {KINDS[part]}; {_one_of('', fitting)}"
+
+
+def _whole(value: Any, most: int) -> str:
+    """Return how a message about a size ends."""
+    high = _is_int(value) and value > most
+    return f"expected {'at most ' + str(most) if high else 'a whole number of 1 or more'}"
 
 
 def _one_of(value: Any, known: Iterable[str]) -> str:
