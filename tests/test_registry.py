@@ -82,6 +82,7 @@ def test_a_name_must_stand_for_something() -> None:
 
 def test_suggestions_ignore_case_and_keep_their_distance() -> None:
     assert nearest("Cosin", ["cosine", "step"]) == "cosine"
+    assert nearest("eglu", ["relu", "gelu"]) == "gelu"
     assert nearest("cosine", ["SGD"]) is None
     assert nearest(3, ["three"]) is None
     assert did_you_mean("sgdd", ["sgd"]) == "; did you mean 'sgd'?"

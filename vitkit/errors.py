@@ -60,8 +60,15 @@ def first_line(error: BaseException, most: int = 160) -> str:
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """Return the known name closest to ``name``, or None where none is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, 1, 0.6)
-    return by_lower[close[0]] if close else None
+    word = str(name).lower()
+    close = difflib.get_close_matches(word, by_lower, 5, 0.6)
+    # Two letters that changed places are the commonest slip: "eglu" is "gelu", and not "relu".
+    swapped = [
+        each
+        for each in close
+        if sorted(each) == sorted(word) and sum(map(str.__ne__, each, word)) == 2
+    ]
+    return by_lower[[*swapped, *close][0]] if close else None
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:

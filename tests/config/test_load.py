@@ -347,84 +347,6 @@ def test_a_wrong_variable_is_named() -> None:
 # --- to TOML and back ------------------------------------------------------------------------
 
 
-def optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.none() | values
-
-
-POSITIVE = st.integers(1, 2**63 - 1)
-RATES = st.floats(0, 1e30)
-BELOW_ONE = st.floats(0, 1, exclude_max=True)
-BETWEEN = st.floats(0, 1, exclude_min=True, exclude_max=True)
-WORDS = st.text(max_size=10).filter(lambda word: word != "none")
-SIZES = POSITIVE | st.lists(POSITIVE, min_size=2, max_size=2)
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8)
-)
-SPECS = st.builds(
-    lambda name, kwargs: {"name": name, **kwargs},
-    st.sampled_from(["adamw", "crop", "own_1"]),
-    st.dictionaries(st.sampled_from(["betas", "p", "x_1"]), SCALARS | st.lists(SCALARS)),
-)
-TABLES = st.fixed_dictionaries(
-    {},
-    optional={
-        "name": optional(st.from_regex(r"[A-Za-z0-9][\w.-]{0,9}\Z", fullmatch=True).filter(
-            lambda name: name.isascii() and name != "none")),
-        "seed": st.integers(0, 2**63 - 1),
-        "backend": WORDS,
-        "optimizer": SPECS,
-        "schedule": SPECS,
-        "model": st.fixed_dictionaries({}, optional={
-            "variant": WORDS,
-            "image_size": optional(SIZES),
-            "patch_size": optional(SIZES),
-            "dim": optional(POSITIVE),
-            "activation": optional(WORDS),
-            "mlp": optional(WORDS),
-            "dropout": optional(BELOW_ONE),
-            "gradient_checkpointing": st.booleans(),
-        }),
-        "data": st.fixed_dictionaries({}, optional={
-            "name": st.sampled_from(["digits", "mnist", "npz", "mine"]),
-            "path": optional(WORDS),
-            "augment": st.lists(SPECS, max_size=2),
-        }),
-        "train": st.fixed_dictionaries({}, optional={
-            "epochs": POSITIVE,
-            "lr": optional(RATES),
-            "warmup_epochs": optional(RATES),
-            "max_grad_norm": optional(st.floats(0, 1e30, exclude_min=True)),
-            "ema_decay": optional(BETWEEN),
-            "loss": SPECS,
-            "patience": optional(POSITIVE),
-            "max_time": optional(st.floats(0, 1e9, exclude_min=True)),
-            "callbacks": st.lists(SPECS, max_size=2),
-        }),
-    },
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("toml")
-
-
-@settings(max_examples=300)
-@given(TABLES)
-def test_a_configuration_comes_back_from_toml(folder: Path, table: dict[str, Any]) -> None:
-    config = RunConfig.model_validate(table)
-    path = folder / "config.toml"
-    path.write_text(dumps(config), "utf-8")
-    again = load([path], environ={})
-    assert again == config
-    assert repr(again) == repr(config)  # which tells 1 from True and a list from a tuple
-    assert dumps(again) == dumps(config)
-
-
 @pytest.mark.parametrize("name", [*recipes(), "folder"])
 def test_a_loaded_configuration_comes_back_from_toml(toml: Any, name: str) -> None:
     config = loaded(f"data.name={name}", "train.max_grad_norm=none")
@@ -432,6 +354,12 @@ def test_a_loaded_configuration_comes_back_from_toml(toml: Any, name: str) -> No
 
 
 # --- nothing but a ConfigError -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("toml")
+
 
 KEYS = st.sampled_from(
     ["train", "model", "data", "optimizer", "name", "epochs", "lr", "seed", "augment", "trian"]

@@ -68,7 +68,7 @@ def load(
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
-    layers: list[tuple[str, Table]] = [(str(file), _file(file, problems)) for file in files]
+    layers: list[tuple[str, Table]] = [(_named(file), _file(file, problems)) for file in files]
     for variable, path in ENVIRONMENT.items():
         if environ.get(variable):
             layers.append((variable, _override(f"{path}={environ[variable]}", problems)))
@@ -135,10 +135,15 @@ def _file(file: Path, problems: list[str]) -> Table:
     try:
         return tomllib.loads(file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
-        problems.append(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8.")
+        problems.append(f"{_named(file)}: byte {error.start} is not UTF-8; save the file as UTF-8.")
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{file}: {_reason(error)}")
+        problems.append(f"{_named(file)}: {_reason(error)}")
     return {}
+
+
+def _named(file: Path) -> str:
+    """Return what messages call a file: its path, quoted where it would not stay on a line."""
+    return str(file) if str(file).isprintable() else repr(str(file))
 
 
 def _reason(error: Exception) -> str:

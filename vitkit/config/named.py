@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from vitkit.config.spec import Spec
-from vitkit.errors import ConfigError
+from vitkit.errors import ConfigError, nearest
 from vitkit.registry import Registry, did_you_mean
 
 SET_ELSEWHERE = {
@@ -57,12 +57,14 @@ def check_arguments(
     parameters = parameters_of(entry)
     taken = {*spec.kwargs, *settings} if parameters is None else set(parameters)
     problems = _misnamed(where, spec, taken - later, settings)
+    own = sorted(taken - later - set(settings))
+    misspelt = {nearest(name, own) for name in spec.kwargs if name not in taken}
     problems += [
         f"{where}: {spec.name} needs {name}; {_where_to_set(spec, name)}."
         for name, parameter in (parameters or {}).items()
         if parameter.default is parameter.empty
         and parameter.kind is not parameter.VAR_POSITIONAL
-        and name not in {*spec.kwargs, *later}
+        and name not in {*spec.kwargs, *later, *misspelt}
         and (name not in settings or (name in OPEN and settings[name] is None))
     ]
     if problems:

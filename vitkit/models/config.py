@@ -103,7 +103,7 @@ class ViTConfig:
         patch, implied = parse_variant(variant)
         given = {name: value for name, value in options.items() if value is not None}
         widths: list[Any] = [given.get("dim"), implied["mlp_dim"], implied["dim"]]
-        if all(_is_int(width) and width > 0 for width in widths):
+        if all(_is_int(width) and 0 < width <= LARGEST for width in widths):
             dim, wide, own = widths
             implied["mlp_dim"] = dim * wide // own
         values = {"image_size": 224, "patch_size": patch, **implied, **given}
