@@ -50,7 +50,7 @@ def test_a_step_whose_callback_breaks_is_seen_by_all_others(
     parts = make_parts(Breaks("on_step_end", at), average_last=average_last)
     with pytest.raises(ZeroDivisionError):
         parts.fit()
-    assert last(parts.folder) == f"step-{at:08d}"
+    assert last(parts.folder) == f"step-{at:08d}" + "-open" * (at % STEPS == 0)
     again = make_parts()
     again.resume()
     assert_same_end(again.folder, whole)
@@ -63,7 +63,7 @@ def test_an_epoch_whose_end_breaks_is_ended_again(
     parts = make_parts(Breaks("on_epoch_end", at))
     with pytest.raises(ZeroDivisionError):
         parts.fit()
-    assert last(parts.folder) == f"step-{at * STEPS:08d}"
+    assert last(parts.folder) == f"step-{at * STEPS:08d}-open"
     state = files.load_document(find_checkpoint(parts.folder, "last"), "trainer")["state"]
     assert (state["epoch"], state["position"]) == (at - 1, STEPS)
     again = make_parts()
@@ -235,7 +235,7 @@ def test_a_part_that_ends_the_program_is_no_hurry(make_parts: MakeParts) -> None
     parts = make_parts(Breaks("on_epoch_end", 1, SystemExit(0)))
     with pytest.raises(SystemExit):
         parts.fit()
-    assert last(parts.folder) == "step-00000007"
+    assert last(parts.folder) == "step-00000007-open"
 
 
 def test_numbers_that_are_not_finite_are_not_saved(make_parts: MakeParts) -> None:

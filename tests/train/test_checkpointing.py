@@ -50,7 +50,7 @@ def end_epoch(saver: Checkpointing, epoch: int, **metrics: float) -> TrainState:
     return state
 
 
-def test_the_last_and_the_best_are_kept_and_no_others(
+def test_the_last_two_and_the_best_are_kept_and_no_others(
     tmp_path: Path, make_data: MakeData, make_model: MakeModel
 ) -> None:
     model, kept = make_model(), []
@@ -63,7 +63,7 @@ def test_the_last_and_the_best_are_kept_and_no_others(
     saving = Checkpointing(tmp_path, model, optimizer, [], {})
     callbacks = [Plateau([3.0, 1.0, 2.0, float("nan"), 0.5]), saving, Look()]
     Trainer(model, optimizer, callbacks=callbacks).fit(Loader(make_data(20), 2), epochs=5)
-    assert kept == [[10], [20], [20, 30], [20, 40], [50]]
+    assert kept == [[10], [10, 20], [20, 30], [20, 30, 40], [20, 40, 50]]
     assert files.read_pointer(tmp_path / "last.json") == {
         **{"checkpoint": "step-00000050", "step": 50, "epoch": 5}
     }
@@ -99,7 +99,7 @@ def test_the_best_outlives_a_resume(tmp_path: Path, saver: Checkpointing) -> Non
     resumed = Checkpointing(tmp_path, saver.model, saver.optimizer, [], {})
     resumed.load_state_dict(kept["checkpointing"])
     end_epoch(resumed, 3, val_loss=1.5)
-    assert names(tmp_path) == ["step-00000010", "step-00000030"]
+    assert names(tmp_path) == ["step-00000010", "step-00000020", "step-00000030"]
     assert find_checkpoint(tmp_path, "best").name == "step-00000010"
 
 
@@ -148,7 +148,9 @@ def test_what_killed_processes_left_is_tidied_up(tmp_path: Path, saver: Checkpoi
     for name in (".tmp-step-00000005-123", ".old-step-00000005-123", "step-00000005", "mine"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     end_epoch(saver, 1)
-    assert names(tmp_path) == ["mine", "step-00000010"]
+    assert names(tmp_path) == ["mine", "step-00000005", "step-00000010"]
+    end_epoch(saver, 2)
+    assert names(tmp_path) == ["mine", "step-00000010", "step-00000020"]
 
 
 def test_checkpoints_come_every_few_epochs_and_with_every_best(

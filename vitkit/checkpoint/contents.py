@@ -71,6 +71,28 @@ def unwritable(arrays: Any) -> str:
     return ""
 
 
+def not_finite(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return what of some arrays is not finite; empty where all is.
+
+    Returns
+    -------
+    str
+        Such as ``"head.weight has nan at [0, 3] (2 of its 40 numbers are not finite)"``.
+    """
+    for name, array in arrays.items():
+        numbers = np.asarray(array)
+        if numbers.dtype.kind != "f" or (finite := np.isfinite(numbers)).all():
+            continue
+        index = np.unravel_index(np.argmin(finite), numbers.shape)
+        place = [int(i) for i in index]
+        bad = numbers.size - np.count_nonzero(finite)
+        return (
+            f"{name} has {float(numbers[index])} at {place} ({bad} of its {numbers.size} numbers "
+            "are not finite)"
+        )
+    return ""
+
+
 def _named(value: object) -> str:
     kind = type(value)
     return (

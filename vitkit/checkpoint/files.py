@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ LARGEST_DOCUMENT = 16 * 2**20
 CHUNK = 2**20
 
 
+class NewerFormat(CheckpointError):
+    """A checkpoint was written by a later version of vitkit, and may be whole."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The verified content of a checkpoint directory.
@@ -43,19 +47,23 @@ class Checkpoint:
         By file stem (``"model"``, ``"optim"``, ``"ema"``, ``"loss_scale"``), then by name.
     documents : dict of str to dict
         By file stem, such as ``"trainer"``.
+    environment : dict
+        What it was computed with; empty where nothing was said.
     """
 
     path: Path
     arrays: dict[str, dict[str, np.ndarray]]
     documents: dict[str, dict[str, Any]]
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def save(
     path: Path,
     arrays: Mapping[str, Mapping[str, np.ndarray]],
     documents: Mapping[str, Mapping[str, Any]],
+    environment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint directory in one commit; an existing one of that name is replaced.
+    """Write a checkpoint directory in one commit; none that exists is ever written over.
 
     Parameters
     ----------
@@ -65,12 +73,19 @@ def save(
         One safetensors file for each stem.
     documents : mapping of str to mapping
         One JSON file for each stem.
+    environment : mapping, optional
+        What it was computed with, for the manifest.
 
     Raises
     ------
     CheckpointError
-        If it cannot be written; nothing of it is left then.
+        If it cannot be written; nothing of it is left then. Or if the directory is there already.
     """
+    if path.exists() or path.is_symlink():
+        raise CheckpointError(
+            f"Cannot write the checkpoint {path}: it is there already. Choose another name, or "
+            "remove it."
+        )
     temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
@@ -84,17 +99,15 @@ def save(
             file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in sorted(temporary.iterdir())
         }
-        manifest = _as_json({"format": FORMAT, "files": files})
+        manifest = _as_json(
+            {"format": FORMAT, "environment": dict(environment or {}), "files": files}
+        )
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        replaced = temporary.with_name(f".old-{path.name}-{os.getpid()}")
-        if path.exists():
-            path.rename(replaced)
         temporary.rename(path)
         _sync(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write the checkpoint {path}: {error}") from error
     finally:
@@ -106,19 +119,45 @@ def load(path: Path) -> Checkpoint:
 
     Raises
     ------
+    NewerFormat
+        If the format is newer than this version of vitkit.
     CheckpointError
-        If a file is missing, damaged or no plain file, or the format is newer than this version.
+        If a file is missing, damaged or no plain file.
     """
     arrays, documents = {}, {}
     try:
-        for file in _verified_files(path):
+        manifest = _manifest(path)
+        for name, entry in manifest["files"].items():
+            file = _verified(path, name, entry)
             if file.suffix == ".safetensors":
                 arrays[file.stem] = safetensors.numpy.load_file(file)
             else:
                 documents[file.stem] = _read_json(file)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise _damaged(path, str(error)) from error
-    return Checkpoint(path, arrays, documents)
+    return Checkpoint(path, arrays, documents, manifest["environment"])
+
+
+def verify(path: Path) -> dict[str, str]:
+    """Compare every file of a checkpoint directory with the manifest, and read no array.
+
+    Returns
+    -------
+    dict of str to str
+        The SHA-256 of each file by its name.
+
+    Raises
+    ------
+    NewerFormat, CheckpointError
+        As :func:`load`.
+    """
+    try:
+        entries = _manifest(path)["files"]
+        for name, entry in entries.items():
+            _verified(path, name, entry)
+        return {name: str(entry["sha256"]) for name, entry in entries.items()}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, str(error)) from error
 
 
 def load_document(path: Path, stem: str) -> dict[str, Any]:
@@ -131,8 +170,8 @@ def load_document(path: Path, stem: str) -> dict[str, Any]:
     """
     name = f"{stem}.json"
     try:
-        return _read_json(_verified(path, name, _listed(path).get(name)))
-    except OSError as error:
+        return _read_json(_verified(path, name, _manifest(path)["files"].get(name)))
+    except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -176,26 +215,23 @@ def read_pointer(path: Path) -> dict[str, Any]:
     return document
 
 
-def _verified_files(path: Path) -> list[Path]:
-    """Return the files that the manifest lists, after checking size and hash of each."""
-    return [_verified(path, name, entry) for name, entry in _listed(path).items()]
-
-
-def _listed(path: Path) -> dict[str, Any]:
-    """Return what the manifest says of each file."""
+def _manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest, with what it says of each file and of the environment."""
     manifest = _read_json(path / MANIFEST)
     version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise CheckpointError(
+        raise NewerFormat(
             f"The checkpoint {path} has format {version}, and this vitkit reads format {FORMAT}: "
             "upgrade vitkit."
         )
     if version != FORMAT:
         raise _damaged(path, f"its format is {version!r}, not {FORMAT}")
-    listed = manifest.get("files")
+    listed, environment = manifest.get("files"), manifest.get("environment", {})
     if not isinstance(listed, dict) or not listed:
         raise _damaged(path, "the manifest lists no files")
-    return listed
+    if not isinstance(environment, dict):
+        raise _damaged(path, "the manifest names no environment")
+    return {"files": listed, "environment": environment}
 
 
 def _verified(path: Path, name: str, entry: Any) -> Path:
@@ -232,7 +268,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > LARGEST_DOCUMENT:
             raise _damaged(file, f"it is larger than {LARGEST_DOCUMENT} bytes")
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
     except FileNotFoundError as error:
         raise _damaged(file, "there is no such file") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -240,6 +276,14 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise _damaged(file, "it holds no JSON object")
     return document
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of two values of one name other readers take another than ours."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it has two values of one name")
+    return found
 
 
 def _sync(path: Path) -> None:

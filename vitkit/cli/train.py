@@ -79,6 +79,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Train a ViT; without options, on digits that ship with vitkit."""
+    from vitkit.checkpoint import latest
     from vitkit.checkpoint.files import load_document
     from vitkit.cli.display import Console
     from vitkit.config.load import dumps, load
@@ -86,7 +87,6 @@ def train(
     from vitkit.config.prepare import further_problems, refuse
     from vitkit.config.runner import folder_name, run
     from vitkit.plugins import registries
-    from vitkit.train.restore import find_checkpoint
 
     loaded()
     flags: dict[str, Any] = {
@@ -110,7 +110,7 @@ def train(
     with prints_aside():
         chosen = load(files, settings or (), flags, check=further_problems)
         if folder is not None:
-            compare(load_document(find_checkpoint(folder, "last"), "trainer"), chosen)
+            compare(load_document(latest(folder), "trainer"), chosen)
         if print_config:
             refuse(preflight(chosen, None, None, registries()))
     if print_config:

@@ -131,12 +131,16 @@ class TrainConfig(_Section):
     """The training: how long, how fast, and when to look.
 
     Intervals are in epochs (``eval_every``) and steps (``log_every``), ``patience`` in
-    evaluations, ``max_time`` in seconds. With None, ``lr`` and ``weight_decay`` are the
-    optimizer's own defaults, and ``warmup_epochs`` is a tenth of the epochs. ``callbacks`` are
-    called in their order, after an epoch's numbers are known and before its checkpoint is written.
+    evaluations, ``max_time`` in seconds. Checkpoints are written at the end of epochs and, with
+    ``save_every``, after every so many steps; ``keep`` says how many of the latest are kept beside
+    the best. With None, ``lr`` and ``weight_decay`` are the optimizer's own defaults, and
+    ``warmup_epochs`` is a tenth of the epochs. ``callbacks`` are called in their order, after an
+    epoch's numbers are known and before its checkpoint is written.
     ``precision`` says what the products inside blocks are made of: one other than float32 is served
     where it is faster, and float32 elsewhere, which a line then says. With ``"float16"`` the loss
-    is scaled for backward, and a step whose gradient is not finite is skipped. ``graph`` says
+    is scaled for backward, and a step whose gradient is not finite is skipped. ``nonfinite`` says
+    what is done about a step whose loss or gradient is not finite elsewhere: the run ends with an
+    error, goes on without the step, or ends as if it were done. ``graph`` says
     whether steps are recorded and asked of a GPU as one graph; with None, where they can be.
     """
 
@@ -151,10 +155,13 @@ class TrainConfig(_Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     graph: bool | None = None
+    nonfinite: Literal["raise", "skip", "stop"] = "raise"
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     loss: SpecField = Spec("softmax_cross_entropy")
     eval_every: PositiveInt = 1
     log_every: PositiveInt = 50
+    save_every: PositiveInt | None = None
+    keep: PositiveInt = 2
     patience: PositiveInt | None = None
     monitor: Literal["val_loss", "val_accuracy", "train_loss"] = "val_loss"
     mode: Literal["min", "max"] = "min"

@@ -10,6 +10,7 @@
         log.txt          the same as lines for people
         summary.json     the results
         checkpoints/     step-NNNNNNNN/, named by last.json and best.json
+        bad-step-*/      steps that were not finite, for vitkit doctor
         plots/           learning curve, attention maps
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from typing import Any, Protocol
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 import vitkit.checkpoint.files as files
-from vitkit.checkpoint import Checkpoint
+from vitkit.checkpoint import Checkpoint, latest, load_latest
 from vitkit.config.callbacks import callbacks, refuse_same_names
 from vitkit.config.fixed import changes
 from vitkit.config.load import dumps, load
@@ -40,6 +41,7 @@ from vitkit.kernels.state import describe_gpu
 from vitkit.optim import EMA
 from vitkit.plugins import active
 from vitkit.train import plots
+from vitkit.train.bad_steps import BadSteps
 from vitkit.train.callbacks import (
     Average,
     Callback,
@@ -55,12 +57,12 @@ from vitkit.train.callbacks import (
 )
 from vitkit.train.callbacks.profiling import as_lines
 from vitkit.train.callbacks.stopping import SecondSignal
-from vitkit.train.environment import describe
+from vitkit.train.environment import describe, numerics
 from vitkit.train.evaluate import evaluate
 from vitkit.train.loss_scale import loss_scale_for
 from vitkit.train.needed import needed
 from vitkit.train.preprocess import Preprocess
-from vitkit.train.restore import documents, find_checkpoint, restore
+from vitkit.train.restore import documents, restore
 from vitkit.train.state import TrainState
 from vitkit.train.trainer import Trainer
 
@@ -80,6 +82,18 @@ class Display(Protocol):
 
     def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Show the progress of something that counts images."""
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line if a resumed run is computed with something else than before."""
+    differ = [
+        f"{key} was {old}, is {now.get(key, 'unknown')}"
+        for key, old in before.items()
+        if now.get(key) != old
+    ]
+    if not differ:
+        return []
+    return [f"The last digits may differ from those of an undisturbed run: {'; '.join(differ)}."]
 
 
 def folder_name(config: RunConfig) -> str:
@@ -122,14 +136,15 @@ def run(
     ConfigError, DataError, BackendError, CheckpointError
         If the run cannot be; the message says why.
     """
-    last = find_checkpoint(folder, "last") if resume else None
-    if last is not None:
-        refuse_missing(config, needed(files.load_document(last, "trainer")), active())
+    if resume:
+        refuse_missing(config, needed(files.load_document(latest(folder), "trainer")), active())
     prepared = prepare(config)
     with _locked(folder):
-        if last is None and (folder / "config.toml").exists():
+        if not resume and (folder / "config.toml").exists():
             raise CheckpointError(f"{folder} holds a run: resume it, or choose another folder.")
-        whole = _Run(prepared, folder, display, files.load(last) if last else None)
+        checkpoint, refused = load_latest(folder) if resume else (None, [])
+        whole = _Run(prepared, folder, display, checkpoint)
+        whole.doubts = [*refused, *whole.doubts]
         if profile_steps:
             whole.profile(profile_steps)
         return whole.finish()
@@ -163,6 +178,7 @@ class _Run:
         self.loss_scale = loss_scale_for(self.parts.model)
         self.callbacks = self._callbacks()
         self.profiling: Profiling | None = None
+        self.doubts: list[str] = []
         self.state = TrainState(seed=self.config.seed)
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -215,6 +231,9 @@ class _Run:
             mode=train.mode,
             command=self.command,
             loss_scale=self.loss_scale,
+            every_steps=train.save_every,
+            keep=train.keep,
+            environment=numerics(parts.model.xp),
         )
         everything = [*called, self.checkpointing, StopOnSignal()]
         refuse_same_names(everything)
@@ -238,7 +257,8 @@ class _Run:
                 if callback.name in trainer["callbacks"]:
                     callback.load_state_dict(trainer["callbacks"][callback.name])
             for line in trainer.get("lacks", ()):
-                self._say(f"The checkpoint {checkpoint.path} is not whole. {line}")
+                self.doubts.append(f"The checkpoint {checkpoint.path} is not whole. {line}")
+            self.doubts += _differences(checkpoint.environment, numerics(self.parts.model.xp))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The checkpoint {checkpoint.path} does not fit this run: {error}. Resume with "
@@ -261,6 +281,8 @@ class _Run:
         self._write("env.json", json.dumps(self._environment(), indent=1) + "\n")
         self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state))
         self.recorder.sinks.append(lambda row: self._log(as_line(row, self.state)))
+        for line in self.doubts:
+            self._say(line)
         self._say(self._headline())
         self._train()
         if self.profiling is not None and not self.profiling.measured:
@@ -301,6 +323,8 @@ class _Run:
             seed=self.config.seed,
             loss_scale=self.loss_scale,
             graph=self.config.train.graph,
+            nonfinite=self.config.train.nonfinite,
+            bad_steps=self._bad_steps(),
         )
         try:
             trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)
@@ -311,6 +335,12 @@ class _Run:
             for note in getattr(error, "__notes__", ()):
                 problem.add_note(note)
             raise problem from error
+
+    def _bad_steps(self) -> BadSteps:
+        """Return what keeps steps that are not finite, with all that it takes to repeat them."""
+        kept = {**self.checkpointing.documents, "config": dumps(self.config)}
+        command = f"vitkit doctor {self._options()}"
+        return BadSteps(self.folder, {"trainer": kept}, command)
 
     def _options(self) -> str:
         """Return the options of the command line with which the plugins of the run are loaded."""

@@ -11,7 +11,8 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 from vitkit._version import __version__
-from vitkit.backend import cuda_status
+from vitkit.backend import ArrayModule, cuda_status
+from vitkit.kernels.state import describe as on_cpu
 
 CORE = ("numpy", "scipy", "numba", "safetensors", "pillow")
 OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x", "matplotlib")
@@ -46,6 +47,46 @@ def describe(*, cuda: bool = True) -> dict[str, Any]:
         ],
         "cupy": status and {"usable": status.usable, "found": status.detail, "cure": status.cure},
         "argv": sys.argv[1:],
+    }
+
+
+def numerics(xp: ArrayModule) -> dict[str, str]:
+    """Return what the last digits of a result depend on, besides the run itself.
+
+    Sums are made in an order that libraries choose for the processor and the threads they find:
+    a run that is taken up where one of these differs is right, but no longer the same bit for bit.
+
+    Parameters
+    ----------
+    xp : module
+        Where the run computes.
+
+    Returns
+    -------
+    dict of str to str
+        Such as ``{"numpy": "2.4.6", "BLAS": "openblas 0.3.30 SkylakeX", "threads": "2"}``.
+    """
+    pools = [pool for pool in threadpool_info() if pool.get("user_api") == "blas"]
+    blas = {
+        f"{p.get('internal_api')} {p.get('version')} {p.get('architecture', '')}" for p in pools
+    }
+    kernels = on_cpu()
+    found = {
+        "vitkit": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": xp.__name__,
+        "numpy": _version("numpy"),
+        "BLAS": ", ".join(sorted(map(str.strip, blas))),
+        "BLAS threads": ", ".join(sorted({str(pool.get("num_threads")) for pool in pools})),
+    }
+    if kernels["why_none"]:
+        return {**found, "kernels": "none"}
+    return {
+        **found,
+        "kernels": f"{kernels['processor']}, {kernels['vector_bits']} bits",
+        "threads": str(kernels["threads"]),
+        "numba": _version("numba"),
     }
 
 

@@ -1,14 +1,14 @@
-"""Checkpoints during a run: the last one, the best one, and no others kept."""
+"""Checkpoints during a run: the latest few, the best one, and no others kept."""
 
 from __future__ import annotations
 
 import copy
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import vitkit.checkpoint.files as files
+import vitkit.checkpoint.runs as runs
 from vitkit.errors import CheckpointError
 from vitkit.nn.module import Module
 from vitkit.optim import EMA, Optimizer
@@ -20,16 +20,16 @@ from vitkit.train.loss_scale import LossScale
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 
-OURS = ("step-", ".tmp-", ".old-")  # the latter two are left by processes that were killed
-
 
 class Checkpointing(Callback):
     """Writes ``checkpoints/step-NNNNNNNN`` at the end of epochs, and when the run is stopped.
 
-    ``last.json`` and ``best.json`` in the run folder name the latest and the best of them; the
-    others are removed. A run that breaks is written too, as it was after its last finished step.
-    Where that cannot be, since an update was half made or a state cannot be kept, the checkpoint
-    is called ``step-NNNNNNNN-partial``, and becomes the last only where there is no other.
+    ``last.json`` and ``best.json`` in the run folder name the latest and the best of them. These
+    are kept, with those just before the latest, to go on from where it is damaged, that which the
+    run was resumed from, and the best of each; the others are removed. A run that breaks is written
+    too, as it was after its last finished step. Where that cannot be, since an update was half made
+    or a state cannot be kept, the checkpoint is called ``step-NNNNNNNN-partial``, and becomes the
+    last only where there is no other.
 
     Parameters
     ----------
@@ -49,6 +49,12 @@ class Checkpointing(Callback):
         The metric that decides which is best, and whether less or more is better.
     every : int, default 1
         Epochs between checkpoints; the best and the last are always written.
+    every_steps : int, optional
+        Steps between further checkpoints, within epochs.
+    keep : int, default 2
+        How many of the latest checkpoints are kept.
+    environment : mapping, optional
+        What the run is computed with, for the manifests.
     command : str, default ""
         With what a person goes on with a run that broke.
     loss_scale : LossScale, optional
@@ -69,6 +75,9 @@ class Checkpointing(Callback):
         monitor: str = "val_loss",
         mode: str = "min",
         every: int = 1,
+        every_steps: int | None = None,
+        keep: int = 2,
+        environment: Mapping[str, Any] | None = None,
         command: str = "",
         loss_scale: LossScale | None = None,
     ) -> None:
@@ -76,27 +85,32 @@ class Checkpointing(Callback):
         self.loss_scale = loss_scale
         self.callbacks, self.documents = callbacks, documents
         self.best, self.every, self.command = Best(monitor, mode), every, command
-        self.best_name = self.last_name = ""
+        self.every_steps, self.keep, self.environment = every_steps, keep, environment
+        self.best_name = self.last_name = self.resumed_from = ""
+        self._written: tuple[int, ...] | None = None  # step and epoch of the last checkpoint
         self._before_end: Content | None = None
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
-        """Remember how all stand before the end of an epoch, which may break half-way."""
-        if state.step == (state.epoch + 1) * state.steps_per_epoch:
+        """Write a checkpoint if one is due within the epoch.
+
+        At its end remember how all stand, since what follows may break half-way.
+        """
+        if _at_end(state):
             self._before_end = self._content(state)
             self._before_end.callbacks = copy.deepcopy(self._before_end.callbacks)
+        elif self.every_steps is not None and state.step % self.every_steps == 0:
+            self.save(state)
 
     def on_epoch_end(self, state: TrainState) -> None:
         """Write a checkpoint if it is the best so far or due."""
         improved = self.best.improved(state)
-        if improved:
-            self.best_name = self._name(state)
         if improved or state.epoch % self.every == 0 or state.epoch == state.epochs:
-            self.save(state)
+            self.save(state, best=improved)
         self._before_end = None
 
     def on_end(self, state: TrainState) -> None:
         """Write where the run was stopped, unless that has just been done."""
-        if self.last_name != self._name(state):
+        if self._written != (state.step, state.epoch):
             self.save(state)
 
     def on_error(self, state: TrainState, error: BaseException) -> None:
@@ -110,8 +124,15 @@ class Checkpointing(Callback):
         if note:
             error.add_note(note)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, *, best: bool = False) -> None:
         """Write a checkpoint of now, point ``last.json`` (and ``best.json``) at it, and tidy up.
+
+        Parameters
+        ----------
+        state : TrainState
+            How far the run has come.
+        best : bool, default False
+            Whether it is the best so far.
 
         Raises
         ------
@@ -119,18 +140,21 @@ class Checkpointing(Callback):
             If it cannot be written, or holds a state that cannot be kept; the one before is
             still the last then.
         """
+        name = runs.free_name(self.folder, state.step, ended=not _at_end(state))
+        if best:
+            self.best_name = name
         content = self._content(state)
         content.add_arrays(self._sources)
         if content.problems:
             raise content.problems[0]
-        self._write(self._name(state), content)
+        self._write(name, content)
 
     def _rescue(self, state: TrainState, error: BaseException) -> str:
         """Save what a broken run has reached, if it has not been, and return what to say."""
         hopeless = isinstance(error, FloatingPointError) or (
             isinstance(error, CheckpointError) and not isinstance(error, StateError)
         )  # numbers that are not finite; a disk that has just refused to hold them
-        if hopeless or self.last_name == self._name(state):
+        if hopeless or self._written == (state.step, state.epoch):
             return self._go_on(f"The last checkpoint is {self._path(self.last_name)}.")
         content = self._content(state)
         if self._before_end is not None and self._before_end.state["step"] == state.step:
@@ -142,7 +166,8 @@ class Checkpointing(Callback):
         lacks = [str(problem) for problem in content.problems]
         if state.updating:
             lacks.insert(0, "An update of the weights was half made.")
-        name = f"{self._name(state)}-partial" if lacks else self._name(state)
+        ended = not _at_end(TrainState.from_dict(content.state))
+        name = runs.free_name(self.folder, state.step, ended=ended, partial=bool(lacks))
         before = self.last_name
         self._write(name, content, lacks)
         place = self._path(name)
@@ -172,7 +197,10 @@ class Checkpointing(Callback):
     def _write(self, name: str, content: Content, lacks: Sequence[str] = ()) -> None:
         """Write a checkpoint; it becomes the last unless it lacks what the one before has."""
         last = self.last_name if lacks and self.last_name else name
+        step, epoch = content.state["step"], content.state["epoch"]
         own = {**content.callbacks[self.name], "last_name": last}
+        if last == name:
+            own["written"] = [step, epoch]
         trainer = {
             **self.documents,
             "state": content.state,
@@ -180,31 +208,35 @@ class Checkpointing(Callback):
         }
         if lacks:
             trainer["lacks"] = list(lacks)
-        files.save(self._path(name), content.arrays, {"trainer": trainer})
+        files.save(self._path(name), content.arrays, {"trainer": trainer}, self.environment)
         if last == name:
-            step, epoch = content.state["step"], content.state["epoch"]
             files.write_pointer(self.folder / "last.json", name, step=step, epoch=epoch)
+            self._written = (step, epoch)
         self.last_name = last
         if self.best_name:
             # Each time, since a process that died just before this line has left the old one.
             value = {self.best.monitor: self.best.value}
             files.write_pointer(self.folder / "best.json", self.best_name, **value)
-        for other in (self.folder / "checkpoints").iterdir():
-            if other.name.startswith(OURS) and other.name not in (name, last, self.best_name):
-                shutil.rmtree(other, ignore_errors=True)
+        named = {name, last, self.best_name, self.resumed_from}
+        runs.tidy(self.folder, runs.to_keep(self.folder, self.keep, step, named))
 
     def state_dict(self) -> dict[str, Any]:
         """Return which checkpoint is the last, which is best, and how good that is."""
-        return {"last_name": self.last_name, "best_name": self.best_name, "best": self.best.value}
+        kept: dict[str, Any] = {"last_name": self.last_name, "best_name": self.best_name}
+        return {**kept, "best": self.best.value, "written": self._written and [*self._written]}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Take up which checkpoint is the last and which is best."""
-        self.last_name, self.best_name = values["last_name"], values["best_name"]
-        self.best.value = values["best"]
+        """Take up which checkpoint is the last, from which the run goes on, and which is best."""
+        self.last_name = self.resumed_from = values["last_name"]
+        self._written = tuple(values.get("written") or ()) or None
+        self.best_name, self.best.value = values["best_name"], values["best"]
+        if self.best_name and not self._path(self.best_name).is_dir():
+            self.best_name, self.best.value = "", None  # lost; the next one is the best there is
 
     def _path(self, name: str) -> Path:
-        return self.folder / "checkpoints" / name
+        return self.folder / runs.FOLDER / name
 
-    @staticmethod
-    def _name(state: TrainState) -> str:
-        return f"step-{state.step:08d}"
+
+def _at_end(state: TrainState) -> bool:
+    """Whether the last step of an epoch is made, and the epoch not ended yet."""
+    return state.step == (state.epoch + 1) * state.steps_per_epoch
