@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import vitkit.checkpoint.files as files
 from vitkit.errors import CheckpointError
@@ -154,6 +154,110 @@ def best_of(path: Path) -> str:
     return ""
 
 
+def overview(run: Path) -> list[dict[str, Any]]:
+    """Return what is known of each checkpoint of a run without reading its arrays, latest first.
+
+    Returns
+    -------
+    list of dict
+        ``"name"``, ``"step"``, ``"epoch"`` or None, ``"bytes"``, and ``"remarks"``: best, last,
+        partial, damaged.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    found = entries(run)
+    if not found:
+        raise CheckpointError(f"{run} holds no checkpoint. Name a run folder, as runs/<name>.")
+    named = {which: pointed_at(run, which) for which in ("last", "best")}
+    rows = []
+    for entry in found:
+        remarks = [which for which, name in named.items() if name == entry.path.name]
+        remarks += [] if entry.whole else ["partial"]
+        epoch = None
+        try:
+            epoch = files.load_document(entry.path, "trainer")["state"]["epoch"]
+        except (CheckpointError, KeyError, TypeError):
+            remarks.append("damaged")
+        size = sum(file.stat().st_size for file in entry.path.iterdir() if file.is_file())
+        rows.append(
+            {
+                "name": entry.path.name,
+                "step": entry.step,
+                "epoch": epoch,
+                "bytes": size,
+                "remarks": remarks,
+            }
+        )
+    return rows
+
+
+def pointed_at(run: Path, which: str) -> str:
+    """Return the name in ``last.json`` or ``best.json``; empty without one that can be read."""
+    with suppress(CheckpointError):
+        return str(files.read_pointer(run / f"{which}.json")["checkpoint"])
+    return ""
+
+
+def inspect(path: Path) -> list[tuple[Path, str]]:
+    """Verify a checkpoint, or all of a run folder.
+
+    Returns
+    -------
+    list of tuple of Path and str
+        Each with what is wrong with it; empty where nothing is.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    paths = [path] if (path / files.MANIFEST).exists() else [e.path for e in entries(path)]
+    if not paths:
+        raise CheckpointError(f"{path} holds no checkpoint. Name a run folder, as runs/<name>.")
+    return [(each, _problem(each)) for each in paths]
+
+
+def _problem(path: Path) -> str:
+    try:
+        files.verify(path)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def prunable(run: Path, count: int) -> list[Path]:
+    """Return the checkpoints of a run folder that can go: nothing, where none would be whole.
+
+    Parameters
+    ----------
+    run : Path
+        The run folder.
+    count : int
+        How many of the latest that are whole are kept; so is the best, and the best of each.
+    """
+    found = entries(run)
+    whole = [entry.path.name for entry in found if entry.whole and not _problem(entry.path)]
+    if not whole:
+        return []
+    kept = {*whole[:count], *(pointed_at(run, which) for which in ("last", "best"))}
+    kept |= {best_of(run / FOLDER / name) for name in kept if name}
+    return [entry.path for entry in found if entry.path.name not in kept]
+
+
+def remove(paths: Collection[Path]) -> None:
+    """Remove checkpoints, each at once: a process that is killed leaves none that is damaged."""
+    for path in paths:
+        gone = path if path.name.startswith(LEFT) else path.with_name(f"{LEFT[1]}{path.name}")
+        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):  # what cannot be removed stays, and is tried again next time
+            if gone != path:
+                path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def tidy(run: Path, kept: Collection[str]) -> list[Path]:
     """Remove the checkpoints of a run folder that are not kept, and what killed processes left.
 
@@ -166,6 +270,6 @@ def tidy(run: Path, kept: Collection[str]) -> list[Path]:
     ours = {entry.path for entry in entries(run)}
     for path in sorted((run / FOLDER).iterdir()):
         if (path in ours and path.name not in kept) or path.name.startswith(LEFT):
-            shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
+    remove(removed)
     return removed

@@ -11,7 +11,7 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 from vitkit._version import __version__
-from vitkit.backend import ArrayModule, cuda_status
+from vitkit.backend import ArrayModule, backend_of, cuda_status
 from vitkit.kernels.state import describe as on_cpu
 
 CORE = ("numpy", "scipy", "numba", "safetensors", "pillow")
@@ -80,6 +80,8 @@ def numerics(xp: ArrayModule) -> dict[str, str]:
         "BLAS": ", ".join(sorted(map(str.strip, blas))),
         "BLAS threads": ", ".join(sorted({str(pool.get("num_threads")) for pool in pools})),
     }
+    if not backend_of(xp).on_host:
+        return {**found, "GPU": cuda_status().detail}
     if kernels["why_none"]:
         return {**found, "kernels": "none"}
     return {

@@ -1,0 +1,94 @@
+"""``vitkit checkpoint``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="List, verify and prune the checkpoints of a run.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+
+
+@app.command("list")
+def list_(run: Run, as_json: AsJson = False) -> None:
+    """Show the checkpoints of a run, the latest first; their arrays are not read."""
+    from vitkit.checkpoint.runs import overview
+
+    rows = overview(run)
+    if as_json:
+        _as_json(rows)
+        return
+    width = max(len("checkpoint"), *(len(row["name"]) for row in rows))
+    typer.echo(f"{'checkpoint':<{width}}      step   epoch         MB  remarks")
+    for row in rows:
+        epoch = "" if row["epoch"] is None else row["epoch"]
+        remarks = ", ".join(row["remarks"])
+        typer.echo(
+            f"{row['name']:<{width}}  {row['step']:8d}  {epoch:>6}  {row['bytes'] / 1e6:9.2f}"
+            f"  {remarks}".rstrip()
+        )
+
+
+@app.command()
+def verify(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, or a folder under its checkpoints/.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Compare every byte of checkpoints with their manifests. Exit code 1 where one is damaged."""
+    from vitkit.checkpoint.runs import inspect
+
+    found = inspect(path)
+    if as_json:
+        _as_json([{"checkpoint": str(place), "problem": problem} for place, problem in found])
+    else:
+        for place, problem in found:
+            typer.echo(problem or f"{place}: whole, every hash is right.")
+    raise typer.Exit(1 if any(problem for _, problem in found) else 0)
+
+
+@app.command()
+def prune(
+    run: Run,
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, help="How many of the latest to keep, beside the best.")
+    ] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove all but the latest checkpoints that are whole, and the best.
+
+    What is kept is verified first, and nothing goes where nothing whole would stay.
+    """
+    from vitkit.checkpoint.runs import prunable, remove
+    from vitkit.config.lock import locked
+
+    if not (run / "checkpoints").is_dir():
+        from vitkit.errors import CheckpointError
+
+        raise CheckpointError(f"{run} is no run folder: it has no checkpoints/.")
+    with locked(run):
+        paths = prunable(run, keep)
+        if not dry_run:
+            remove(paths)
+    if as_json:
+        _as_json({"removed": [str(path) for path in paths], "dry_run": dry_run})
+        return
+    for path in paths:
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+    if not paths:
+        typer.echo("nothing to remove")
+
+
+def _as_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1))
