@@ -114,9 +114,9 @@ def test_a_run_that_only_skips_is_ended(
     assert TOO_MANY == 50
     assert len(weights) == at
     assert str(error.value) == (
-        f"The last {at - 3} steps were skipped, since their gradients were not finite even with a "
-        "loss scale of 1. Lower the learning rate, or train in bfloat16 or float32. The weights "
-        "are those before them."
+        f"The last {at - 3} steps were skipped, since their gradients were not finite, in float16 "
+        "even with a loss scale of 1. Lower the learning rate; in place of float16, train in "
+        "bfloat16 or float32. The weights are those before them."
     )
     assert_same_bits(weights[-1], weights[2])
 

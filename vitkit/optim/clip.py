@@ -15,7 +15,9 @@ from vitkit.ops.norms import global_norm
 from vitkit.validate import number
 
 
-def clip_global_norm(groups: Sequence[FlatGroup], max_norm: float, *, xp: ArrayModule) -> Array:
+def clip_global_norm(
+    groups: Sequence[FlatGroup], max_norm: float, *, xp: ArrayModule, norm: Array | None = None
+) -> Array:
     """Scale all gradients in place so that their global norm is at most ``max_norm``.
 
     The device is not waited for: gradients within the limit are multiplied by one.
@@ -28,6 +30,8 @@ def clip_global_norm(groups: Sequence[FlatGroup], max_norm: float, *, xp: ArrayM
         The limit :math:`c`, above 0.
     xp : module
         The array module.
+    norm : array, shape (), optional
+        The norm, where it is known already.
 
     Returns
     -------
@@ -40,7 +44,8 @@ def clip_global_norm(groups: Sequence[FlatGroup], max_norm: float, *, xp: ArrayM
         If ``max_norm`` is not a number above 0.
     """
     max_norm = number("max_norm", max_norm, above=0)
-    norm = global_norm([group.grads for group in groups], xp=xp)
+    if norm is None:
+        norm = global_norm([group.grads for group in groups], xp=xp)
     scale = xp.minimum(1.0, max_norm / (norm + 1e-6))
     for group in groups:
         gradient = group.grads

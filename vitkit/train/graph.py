@@ -52,7 +52,8 @@ class GraphedStep:
     max_grad_norm : float, optional
         The global norm that gradients are clipped to.
     loss_scale : LossScale, optional
-        As :func:`vitkit.train.train_step` takes it.
+    nonfinite : str, optional
+        As :func:`vitkit.train.train_step` takes them.
     records : bool, default True
         Whether steps are recorded at all. While a profile is taken none is.
     falls_back : bool, default False
@@ -69,12 +70,17 @@ class GraphedStep:
         *,
         max_grad_norm: float | None = None,
         loss_scale: LossScale | None = None,
+        nonfinite: str | None = None,
         records: bool = True,
         falls_back: bool = False,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self._records, self._falls_back = records, falls_back
-        self._settings: dict[str, Any] = {"max_grad_norm": max_grad_norm, "loss_scale": loss_scale}
+        self._settings: dict[str, Any] = {
+            "max_grad_norm": max_grad_norm,
+            "loss_scale": loss_scale,
+            "nonfinite": nonfinite,
+        }
         self._loss, self._preprocess = loss, preprocess
         self._seen: dict[Key, int] = {}
         self._recorded: dict[Key, _Recorded] = {}

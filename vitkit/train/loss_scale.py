@@ -20,6 +20,7 @@ import numpy as np
 from vitkit.backend import Array, ArrayModule, to_numpy
 from vitkit.nn.module import Module
 from vitkit.nn.place import FlatGroup
+from vitkit.train.nonfinite import finite_gradients
 
 FIRST = 65536.0
 GROWS_AFTER = 2000
@@ -64,10 +65,7 @@ class LossScale:
 
     def finite(self, groups: Sequence[FlatGroup]) -> Array:
         """Return whether every gradient is finite, as an array of shape () on the device."""
-        found = self.xp.ones((), "bool")
-        for group in groups:
-            found &= self.xp.isfinite(group.grads).all()
-        return found
+        return finite_gradients(groups, xp=self.xp)
 
     def update(self, finite: Array) -> None:
         """Count a step, and change the scale where it is time to.

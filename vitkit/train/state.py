@@ -20,6 +20,9 @@ class TrainState:
         Optimizer steps in an epoch.
     step : int
         Optimizer steps made, those included that were skipped for their gradients.
+    skipped, skipped_in_a_row : int
+        How many of them were skipped, in all and since the last that was not; on a device, which
+        alone knows, none.
     epoch : int
         Epochs finished.
     position : int
@@ -38,6 +41,8 @@ class TrainState:
     epochs: int = 0
     steps_per_epoch: int = 0
     step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     epoch: int = 0
     position: int = 0
     seconds: float = 0.0
@@ -50,6 +55,11 @@ class TrainState:
         """Optimizer steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that changed the weights; the learning rate is a function of them."""
+        return self.step - self.skipped
+
     def begin_update(self) -> None:
         """Say that the weights are about to change."""
         self.updating = True
@@ -60,6 +70,11 @@ class TrainState:
         self.step += 1
         self.position += batches
         self.seconds += seconds
+
+    def count_skip(self, skipped: bool) -> None:
+        """Count whether the step that is finished was skipped."""
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitkit.backend import Array, ArrayModule
+from vitkit.backend import Array, ArrayModule, backend_of
 from vitkit.data import Batch
 from vitkit.errors import blaming
 from vitkit.nn.context import Context
@@ -15,6 +15,7 @@ from vitkit.nn.module import Module
 from vitkit.ops._profile import section
 from vitkit.optim import Optimizer, clip_global_norm
 from vitkit.train.loss_scale import LossScale, overflow_expected
+from vitkit.train.nonfinite import NotFinite, finite_gradients, judge
 from vitkit.train.preprocess import Preprocess
 
 Loss = Callable[..., tuple[Array, Array]]
@@ -44,10 +45,10 @@ class StepLog:
     lr : float
         The learning rate of the update.
     skipped : array, shape (), or None
-        Whether the update was skipped, since a gradient was not finite; where losses are scaled.
+        Whether the update was skipped, since a gradient was not finite; where steps may be.
     counted : array, shape (), or None
-        How many images count in means, where losses are scaled: all of them, but for a skipped
-        step whose loss is not finite.
+        How many images count in means, where steps may be skipped: all of them, but for a
+        skipped step whose loss is not finite.
     """
 
     loss: Array
@@ -72,6 +73,7 @@ def train_step(
     max_grad_norm: float | None = None,
     before_update: Callable[[], None] | None = None,
     loss_scale: LossScale | None = None,
+    nonfinite: str | None = None,
 ) -> StepLog:
     """Update the model once from one or several batches, without waiting for the device.
 
@@ -101,14 +103,26 @@ def train_step(
         Called when the gradients are there: what fails before has not touched the weights.
     loss_scale : LossScale, optional
         What the loss is multiplied by for backward; updated with the weights.
+    nonfinite : str, optional
+        What to do about a loss or gradient that is not finite, where no loss is scaled. With
+        ``"skip"`` the step leaves weights and optimizer untouched; with ``"raise"`` or ``"stop"``
+        it raises before it has touched them, on the host alone. By default nothing is looked at.
 
     Returns
     -------
     StepLog
         Loss and accuracy over the step's images, on the device.
+
+    Raises
+    ------
+    NotFinite
+        As ``nonfinite`` says.
     """
-    with overflow_expected() if loss_scale is not None else nullcontext():
-        total_loss, correct = _add_gradients(
+    on_host = backend_of(model.xp).on_host
+    judged = nonfinite is not None and loss_scale is None
+    expected = loss_scale is not None or (judged and on_host)
+    with overflow_expected() if expected else nullcontext():
+        total_loss, correct = add_gradients(
             model, batches, loss, preprocess, seed, step * MOST_PIECES, loss_scale
         )
         norm = finite = None
@@ -116,24 +130,43 @@ def train_step(
             with section("loss scaling"):
                 loss_scale.unscale_(model.groups)
                 finite = loss_scale.finite(model.groups)
+        elif judged and (on_host or nonfinite == "skip"):
+            with section("looking for numbers that are not finite"):
+                clips = max_grad_norm is not None
+                finite, norm = _judged(total_loss, model, clips, skips=nonfinite == "skip")
         if max_grad_norm is not None:
             with section("clipping"):
-                norm = clip_global_norm(model.groups, max_grad_norm, xp=model.xp)
+                norm = clip_global_norm(model.groups, max_grad_norm, xp=model.xp, norm=norm)
         if before_update is not None:
             before_update()
         with section("optimizer"):
             optimizer.step(lr) if finite is None else optimizer.step(lr, where=finite)
     count = sum(len(batch) for batch in batches)
     log = StepLog(total_loss, correct, count, norm, lr)
-    if loss_scale is None:
+    if finite is None:
         return log
+    if loss_scale is None:
+        return _log_of_one_that_may_be_skipped(log, finite, model.xp)
     with section("loss scaling"):
         loss_scale.update(finite)
-        return _scaled_log(log, finite, model.xp)
+        return _log_of_one_that_may_be_skipped(log, finite, model.xp)
 
 
-def _scaled_log(log: StepLog, finite: Array, xp: ArrayModule) -> StepLog:
-    """Return the log of a step whose loss was scaled; a skipped one must not spoil the means."""
+def _judged(
+    loss: Array, model: Module, clips: bool, *, skips: bool
+) -> tuple[Array | None, Array | None]:
+    """Return whether a step is finite, if it may be skipped, and the norm if it is known."""
+    xp = model.xp
+    if not backend_of(xp).on_host:
+        return finite_gradients(model.groups, xp=xp) & xp.isfinite(loss), None
+    problem, norm = judge(loss, model.groups, clips=clips, xp=xp)
+    if problem and not skips:
+        raise NotFinite(problem)
+    return xp.asarray(not problem) if skips else None, norm
+
+
+def _log_of_one_that_may_be_skipped(log: StepLog, finite: Array, xp: ArrayModule) -> StepLog:
+    """Return the log of a step that may be skipped, which must not spoil the means then."""
     usable = finite | xp.isfinite(log.loss)
     return replace(
         log,
@@ -144,11 +177,11 @@ def _scaled_log(log: StepLog, finite: Array, xp: ArrayModule) -> StepLog:
     )
 
 
-def _add_gradients(
+def add_gradients(
     model: Module,
     batches: Sequence[Batch],
     loss: Loss,
-    preprocess: Preprocess,
+    preprocess: Callable[[Any, Module], Array],
     seed: int,
     first_pass: int | Array,
     loss_scale: LossScale | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitkit.backend import can_record
+from vitkit.backend import backend_of, can_record
 from vitkit.data import Batch, Loader
 from vitkit.errors import BackendError
 from vitkit.kernels import why_none
@@ -18,18 +19,22 @@ from vitkit.ops import softmax_cross_entropy
 from vitkit.ops._op import kernels_off
 from vitkit.ops._profile import paused, section
 from vitkit.optim import AdamW, Optimizer
+from vitkit.train.bad_steps import BadStep, BadSteps, cure_of
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.evaluate import evaluate, predict
 from vitkit.train.graph import GraphedStep
-from vitkit.train.loss_scale import LossScale, loss_scale_for
+from vitkit.train.loss_scale import TOO_MANY, LossScale, loss_scale_for
 from vitkit.train.memory import too_little
 from vitkit.train.metrics import Metrics
+from vitkit.train.nonfinite import NotFinite, check_policy
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.state import TrainState
 from vitkit.train.step import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+LOGGER = logging.getLogger("vitkit")
 
 
 class Trainer:
@@ -45,8 +50,8 @@ class Trainer:
     loss : callable, default softmax_cross_entropy
         ``loss(logits, labels, *, xp)`` returns the batch's mean and its gradient.
     schedule : callable, optional
-        From the step (0, 1, ...) to the learning rate; by default the optimizer's own rate. The
-        step is that of the run, in which those that were skipped count too.
+        From the step (0, 1, ...) to the learning rate; by default the optimizer's own rate. Steps
+        that were skipped do not count, but on a device, which alone knows of them, they do.
     callbacks : sequence of Callback, default ()
         Called in this order.
     grad_accum : int, default 1
@@ -65,6 +70,15 @@ class Trainer:
         fails one line says why; with True it is an error. Numbers that Python knows are then those
         of the step that was recorded: where a callback or plugin changes any but the learning rate
         and the weight decay, use False.
+    nonfinite : str, default "raise"
+        What to do about a step whose loss or gradient is not finite, where no loss is scaled. On
+        the host it is judged before it has changed anything: ``"raise"`` ends the run with an
+        error that names the first such number, ``"stop"`` ends it as if it were done, and
+        ``"skip"`` goes on without the step, up to 49 in a row. On a device ``"skip"`` has the
+        device leave the step out, and the others judge it when a
+        :class:`~vitkit.train.callbacks.Recorder` reads its sums.
+    bad_steps : BadSteps, optional
+        Where such steps are kept, for ``vitkit doctor``.
 
     Attributes
     ----------
@@ -97,6 +111,8 @@ class Trainer:
         seed: int = 0,
         loss_scale: LossScale | None = None,
         graph: bool | None = None,
+        nonfinite: str = "raise",
+        bad_steps: BadSteps | None = None,
     ) -> None:
         if grad_accum < 1:
             raise ValueError(f"grad_accum must be 1 or more; got {grad_accum}.")
@@ -122,6 +138,10 @@ class Trainer:
                 "it out, or place the model with backend='cupy'."
             )
         self.graph = graph
+        self.nonfinite = check_policy(nonfinite)
+        self.bad_steps = bad_steps
+        self._on_host = backend_of(model.xp).on_host
+        self._told = False  # of a step that was skipped
         self.preprocess: Preprocess | None = None
 
     def fit(
@@ -142,6 +162,12 @@ class Trainer:
         -------
         TrainState
             How far the run has come.
+
+        Raises
+        ------
+        FloatingPointError
+            If a loss or a gradient is not finite, as ``nonfinite`` says. On the host nothing of
+            that step is kept, and the run can go on from the one before it.
         """
         if not isinstance(loader, Loader):
             raise TypeError(
@@ -149,7 +175,7 @@ class Trainer:
                 f"got {loader!r}."
             )
         state = state or TrainState(seed=self.seed)
-        state.epochs, state.updating = epochs, False
+        state.epochs, state.updating, self._told = epochs, False, False
         state.steps_per_epoch = -(-len(loader) // self.grad_accum)
         self.preprocess = Preprocess.of(loader.dataset)
         try:
@@ -161,6 +187,8 @@ class Trainer:
         except BaseException as error:
             for failure in self._call_all("on_error", state, error):
                 error.add_note(f"Then {type(failure).__name__}: {failure}")
+            if isinstance(error, NotFinite):
+                raise _as_floating_point_error(error) from None
             raise
         return state
 
@@ -175,6 +203,7 @@ class Trainer:
             preprocess,
             max_grad_norm=self.max_grad_norm,
             loss_scale=self.loss_scale,
+            nonfinite=self.nonfinite,
             records=records if self.graph is None else self.graph,
             falls_back=self.graph is None,
         )
@@ -185,14 +214,21 @@ class Trainer:
             try:
                 log = make_step(
                     batches,
-                    lr=self.schedule(state.step),
+                    lr=self.schedule(state.updates),
                     seed=state.seed,
                     step=state.step,
                     before_update=state.begin_update,
                 )
             except MemoryError as error:
                 raise too_little(error, self.model, self.optimizer, batches) from None
+            except NotFinite as error:
+                self._refused(str(error), state, batches)
+                return
+            skipped = self._on_host and log.skipped is not None and bool(log.skipped)
+            if skipped and self.loss_scale is None:
+                self._judge_skip(state, batches)
             state.end_step(len(batches), (now := time.perf_counter()) - started)
+            state.count_skip(skipped)
             started = now
             # A step that is made is seen by all, so that a checkpoint of it is whole.
             with section("callbacks"):
@@ -204,6 +240,52 @@ class Trainer:
         state.epoch, state.position = state.epoch + 1, 0
         with paused():  # a profile is one of steps
             self._call("on_epoch_end", state)
+
+    def _judge_skip(self, state: TrainState, batches: list[Batch]) -> None:
+        """Say of a step that was skipped, and raise where skipping is of no use."""
+        last = state.skipped_in_a_row + 1 >= TOO_MANY
+        hopeless = last or not all(np.isfinite(group.values).all() for group in self.model.groups)
+        if self._told and not hopeless:
+            return
+        self._told = True
+        problem = "A loss or gradient is not finite"
+        if last:
+            problem += f", as in the {TOO_MANY - 1} steps before, which were skipped,"
+        outcome = "" if hopeless else "It is skipped, as others will be. "
+        said = self._said(problem, outcome, state, batches)[1]
+        if hopeless:
+            raise NotFinite(said)
+        LOGGER.warning(said)
+
+    def _refused(self, problem: str, state: TrainState, batches: list[Batch]) -> None:
+        """Raise because of a step, or have the run end before it."""
+        stops = self.nonfinite == "stop"
+        outcome = "The run ends before it. " if stops else ""
+        what, said = self._said(problem, outcome, state, batches)
+        if not stops:
+            raise NotFinite(said)
+        LOGGER.warning(said)
+        state.stop = what
+
+    def _said(
+        self, problem: str, outcome: str, state: TrainState, batches: list[Batch]
+    ) -> tuple[str, str]:
+        """Keep a bad step; return what to say of it in short, and with all that can be done."""
+        assert self.preprocess is not None  # noqa: S101
+        step = BadStep(
+            self.model,
+            self.optimizer,
+            batches,
+            self.loss,
+            self.preprocess,
+            seed=state.seed,
+            step=state.step,
+            lr=self.schedule(state.updates),
+            max_grad_norm=self.max_grad_norm,
+        )
+        what, found = step.told(problem)
+        kept = f" {self.bad_steps.said(step, found)}" if self.bad_steps is not None else ""
+        return what, f"{what}. {outcome}{cure_of(found)}{kept}"
 
     def _grouped(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         """Yield the batches of each step; the last one of an epoch may have fewer."""
@@ -243,3 +325,11 @@ class Trainer:
         if self.preprocess is None:
             raise RuntimeError("Trainer.predict needs the statistics of fit's images: fit first.")
         return predict(self.model, images, self.preprocess)
+
+
+def _as_floating_point_error(error: NotFinite) -> FloatingPointError:
+    """Return what users are told of a step that is not finite."""
+    told = FloatingPointError(str(error))
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told

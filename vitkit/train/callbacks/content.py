@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitkit.checkpoint.contents import ARRAYS, PLAIN, unplain, unwritable
+from vitkit.checkpoint.contents import ARRAYS, PLAIN, not_finite, unplain, unwritable
 from vitkit.errors import CheckpointError, blaming
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.state import TrainState
+
+CURE = "lower the learning rate, and go on from the last checkpoint"
 
 
 class StateError(CheckpointError):
@@ -70,7 +72,10 @@ class Content:
             if source is not None:
                 who = f"The state of {word} {type(source).__qualname__}"
                 kept = self._taken(source, who, unwritable, ARRAYS)
-                if kept is not None:
+                wrong = "" if kept is None else not_finite(kept)
+                if wrong:
+                    self.problems.append(_unkept(who, f"{wrong}; {CURE}"))
+                elif kept is not None:
                     self.arrays[stem] = kept
 
     def _taken(

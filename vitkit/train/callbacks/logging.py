@@ -15,7 +15,7 @@ from vitkit.train.loss_scale import TOO_MANY
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 
-CURE = "Lower the learning rate, or train in bfloat16 or float32."
+CURE = "Lower the learning rate; in place of float16, train in bfloat16 or float32."
 Row = dict[str, Any]
 Sink = Callable[[Row], None]
 
@@ -137,8 +137,8 @@ class Recorder(Callback):
         in_a_row = int(self._in_a_row)
         if in_a_row >= TOO_MANY:
             raise FloatingPointError(
-                f"The last {in_a_row} steps were skipped, since their gradients were not finite "
-                f"even with a loss scale of 1. {CURE} The weights are those before them."
+                f"The last {in_a_row} steps were skipped, since their gradients were not finite, "
+                f"in float16 even with a loss scale of 1. {CURE} The weights are those before them."
             )
         loss = float(self._loss)
         if not math.isfinite(loss):
