@@ -67,9 +67,10 @@ def numerics(xp: ArrayModule) -> dict[str, str]:
         Such as ``{"numpy": "2.4.6", "BLAS": "openblas 0.3.30 SkylakeX", "threads": "2"}``.
     """
     pools = [pool for pool in threadpool_info() if pool.get("user_api") == "blas"]
-    blas = {
-        f"{p.get('internal_api')} {p.get('version')} {p.get('architecture', '')}" for p in pools
-    }
+    # SciPy brings another, which is there only once somebody has asked for it.
+    pools = [pool for pool in pools if "numpy" in str(pool.get("filepath"))] or pools
+    words = ("internal_api", "version", "architecture")
+    blas = {" ".join(str(pool.get(word) or "") for word in words) for pool in pools}
     kernels = on_cpu()
     found = {
         "vitkit": __version__,
