@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from vitkit.backend import memory_left, release_memory
 from vitkit.data import Batch
 from vitkit.errors import BackendError, first_line
+from vitkit.models import ViT, ViTConfig
+from vitkit.nn.context import Context
 from vitkit.nn.module import Module
 from vitkit.optim import Optimizer
 
@@ -31,6 +36,71 @@ def ledger(model: Module, optimizer: Optimizer) -> dict[str, int]:
         "gradients": sum(group.grads.nbytes for group in groups),
         "optimizer": state,
     }
+
+
+def forecast(
+    config: ViTConfig, optimizer: Optimizer, batch_size: int, *, dtype: str = "float32"
+) -> dict[str, int]:
+    """Return the bytes that training is about to hold, by what they are for.
+
+    What a block keeps for backward is measured on one image and models of one and two blocks, and
+    multiplied; a device's kernels may keep less.
+
+    Parameters
+    ----------
+    config : ViTConfig
+        The model's sizes.
+    optimizer : Optimizer
+        The optimizer; it need not be attached.
+    batch_size : int
+        Images at once.
+    dtype : str, default "float32"
+        What weights are.
+    """
+    size = np.dtype(dtype).itemsize
+    weights = size * ViT(config, backend=None).num_parameters
+    one, two = (_kept(config, blocks, dtype, checkpointing=False) for blocks in (1, 2))
+    block = two - one
+    kept = one - block + config.depth * block
+    if config.gradient_checkpointing:  # inputs of blocks, and the one that is computed again
+        first, second = (_kept(config, blocks, dtype, checkpointing=True) for blocks in (1, 2))
+        kept = 2 * first - second + config.depth * (second - first) + block
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer": len(optimizer.slots) * weights,
+        "activations": kept * batch_size,
+    }
+
+
+def _kept(config: ViTConfig, depth: int, dtype: str, *, checkpointing: bool) -> int:
+    """Return the bytes that a model of few blocks keeps of one image for backward."""
+    changed = {"depth": depth, "gradient_checkpointing": checkpointing}
+    small = ViTConfig.from_dict({**config.to_dict(), **changed})
+    model = ViT(small, seed=None, dtype=dtype)
+    ctx = Context(train=True)
+    model.forward(np.zeros((1, config.in_channels, *config.image_size), dtype), ctx)
+    return ctx.nbytes
+
+
+def host_memory_left() -> int | None:
+    """Return how many bytes of the host's memory are free for this process, where it is known."""
+    found = []
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(1024 * int(line.split()[1]))
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdecimal() and used.isdecimal():  # "max" is no limit
+        found.append(max(0, int(limit) - int(used)))
+    return min(found, default=None)
+
+
+def _read(path: str) -> str:
+    """Return what a small file of the system says; nothing where there is none."""
+    try:
+        return Path(path).read_text("ascii")
+    except OSError:
+        return ""
 
 
 def too_little(
