@@ -1,7 +1,7 @@
 """Imports flow one way, and optional packages stay optional.
 
 ``cli -> config -> plugins -> train -> {models, checkpoint, optim, data} -> nn -> kernels -> ops
--> backend -> {validate, registry} -> errors``: a module may import what stands to its right, never
+-> backend -> {validate, registry} -> {errors, signals}``: a module may import what stands to its right, never
 what stands to its left; those in braces never import each other. ``testing`` may import anything
 but ``cli``, and is imported late by what runs it: ``cli`` and ``pytest_plugin``.
 """
@@ -30,7 +30,7 @@ ORDER = [
     ["ops"],
     ["backend"],
     ["validate", "registry"],
-    ["errors", "_version"],
+    ["errors", "signals", "_version"],
 ]
 OUTSIDE = ("", "__main__", "pytest_plugin")
 """What stands outside the order: the root, and what others start."""

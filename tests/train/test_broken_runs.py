@@ -20,9 +20,9 @@ from breaking import (
 
 import vitkit.checkpoint.files as files
 from vitkit.errors import CheckpointError
+from vitkit.signals import Terminated
 from vitkit.train import TrainState
 from vitkit.train.callbacks import Callback
-from vitkit.train.callbacks.stopping import SecondSignal
 from vitkit.train.restore import find_checkpoint
 
 
@@ -221,7 +221,7 @@ def test_a_disk_that_is_full_is_not_asked_again(
     assert notes(error) == [f"The last checkpoint is {path}. Once this is put right: go on"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SecondSignal(143)], ids=repr)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Terminated()], ids=repr)
 def test_who_is_in_a_hurry_does_not_wait_for_a_checkpoint(
     error: BaseException, make_parts: MakeParts
 ) -> None:

@@ -9,9 +9,11 @@ silently as a wrong weight. Arrays are safetensors
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,8 +29,13 @@ from vitkit.errors import CheckpointError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+KEYS = {"format", "environment", "environment_sha256", "files"}
+FIRST_KEYS = {"format", "files"}
+"""What the manifests of the first checkpoints had."""
 LARGEST_DOCUMENT = 16 * 2**20
 CHUNK = 2**20
+FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
+UNSYNCABLE = {errno.EINVAL, errno.ENOTSUP}
 
 
 class NewerFormat(CheckpointError):
@@ -87,6 +94,7 @@ def save(
             "remove it."
         )
     temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had our number
     try:
         temporary.mkdir(parents=True)
         for stem, named in arrays.items():
@@ -99,8 +107,14 @@ def save(
             file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in sorted(temporary.iterdir())
         }
+        computed_with = json.dumps(dict(environment or {}), sort_keys=True)
         manifest = _as_json(
-            {"format": FORMAT, "environment": dict(environment or {}), "files": files}
+            {
+                "format": FORMAT,
+                "environment": json.loads(computed_with),
+                "environment_sha256": _digest(computed_with.encode()),
+                "files": files,
+            }
         )
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
         for file in temporary.iterdir():
@@ -109,7 +123,12 @@ def save(
         temporary.rename(path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot write the checkpoint {path}: {error}") from error
+        shutil.rmtree(temporary, ignore_errors=True)
+        size = sum(
+            np.asarray(array).nbytes for named in arrays.values() for array in named.values()
+        )
+        what = f"Cannot write the checkpoint {path}"
+        raise CheckpointError(f"{what}: {error}{_room(error, size, path)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -192,7 +211,34 @@ def write_file(path: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise CheckpointError(f"Cannot write {path}: {error}") from error
+        raise CheckpointError(
+            f"Cannot write {path}: {error}{_room(error, len(text), path)}"
+        ) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, whole or not at all.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written; the file is as it was then.
+    """
+    data = f"{line}\n".encode()
+    try:
+        with path.open("ab", buffering=0) as stream:
+            before = os.fstat(stream.fileno()).st_size
+            try:
+                left = data
+                while left:  # a disk that is about to be full takes a part
+                    left = left[os.write(stream.fileno(), left) :]
+            except OSError:
+                stream.truncate(before)
+                raise
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write {path}: {error}{_room(error, len(data), path)}"
+        ) from error
 
 
 def write_pointer(path: Path, target: str, **details: Any) -> None:
@@ -229,6 +275,11 @@ def _manifest(path: Path) -> dict[str, Any]:
     listed, environment = manifest.get("files"), manifest.get("environment", {})
     if not isinstance(listed, dict) or not listed:
         raise _damaged(path, "the manifest lists no files")
+    if set(manifest) not in (FIRST_KEYS, KEYS):  # a damaged key would hide what it names
+        raise _damaged(path, f"the manifest has the keys {', '.join(manifest)}"[:200])
+    written = json.dumps(environment, sort_keys=True).encode()
+    if set(manifest) == KEYS and manifest["environment_sha256"] != _digest(written):
+        raise _damaged(path, "the environment in the manifest has changed since it was written")
     if not isinstance(environment, dict):
         raise _damaged(path, "the manifest names no environment")
     return {"files": listed, "environment": environment}
@@ -239,7 +290,8 @@ def _verified(path: Path, name: str, entry: Any) -> Path:
     file = path / name
     if Path(name).name != name or file.is_symlink() or not file.is_file():
         raise _damaged(path, f"{name!r} is missing or no plain file")
-    if not isinstance(entry, dict) or file.suffix not in (".safetensors", ".json"):
+    understood = isinstance(entry, dict) and entry.keys() == {"bytes", "sha256"}
+    if not understood or file.suffix not in (".safetensors", ".json"):
         raise _damaged(path, f"the manifest entry of {name!r} is not understood")
     if file.stat().st_size != entry.get("bytes"):
         raise _damaged(path, f"{name} has {file.stat().st_size} of {entry.get('bytes')} bytes")
@@ -250,6 +302,10 @@ def _verified(path: Path, name: str, entry: Any) -> Path:
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"Cannot trust the checkpoint {path}: {why}. Use another checkpoint.")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _sha256(file: Path) -> str:
@@ -294,5 +350,19 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a directory; what they have is what there is.
+        if error.errno not in UNSYNCABLE or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
+
+
+def _room(error: Exception, size: int, path: Path) -> str:
+    """Return how much room there is and should be, where a disk is full; otherwise nothing."""
+    numbers = [getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))]
+    if not FULL.intersection(numbers):
+        return ""
+    place = next((each for each in path.parents if each.is_dir()), Path())
+    free = shutil.disk_usage(place).free
+    return f". It takes {size:,} bytes and some more; {free:,} are free: make room"

@@ -5,52 +5,115 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 import vitkit.checkpoint.files as files
+from vitkit.checkpoint import runs
 from vitkit.errors import CheckpointError
 
 HOLDER = "lock.json"
 """Who holds the lock; the lock itself is the system's, which frees it when a process dies."""
+WRITTEN = (runs.FOLDER, "plots", "metrics.jsonl", "log.txt")
+"""What a run writes into, or adds to."""
+PATIENCE = 1.0  # seconds in which whoever has just taken the lock says who that is
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make a run folder, unless it is there, and keep other processes out inside the block.
 
+    What processes that were killed have left half written is removed.
+
     Raises
     ------
     CheckpointError
-        If another process is in it, or it cannot be written.
+        If another process is in it, or it cannot be written, or what is written would go elsewhere.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CheckpointError(
-            f"Another process{_holder(folder)} is at work in {folder}: wait for it, or end it."
-        ) from None
+        _acquire(lock, folder)
     except OSError as error:
         raise CheckpointError(f"Cannot write the run folder {folder}: {error}") from error
     try:
+        _refuse_links(folder)
+        _sweep(folder)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         about = {"pid": os.getpid(), "host": platform.node(), "since": since}
         files.write_file(folder / HOLDER, json.dumps(about) + "\n")
         yield
     finally:
+        with suppress(OSError):  # whoever is next replaces it
+            (folder / HOLDER).unlink()
         lock.release()
 
 
-def _holder(folder: Path) -> str:
-    """Return who holds the lock, for a message; nothing where that cannot be read."""
+def _acquire(lock: FileLock, folder: Path) -> None:
+    """Take the lock, or say who has it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            return
+        except Timeout:
+            about = _holder(folder)
+            if about is None and time.monotonic() < deadline:
+                time.sleep(0.02)  # it is just being taken, or given back
+                continue
+        who = "" if about is None else f" (pid {about['pid']} on {about['host']}"
+        since = "" if about is None else f", since {about['since']})"
+        raise CheckpointError(
+            f"Another process{who}{since} is at work in {folder}: wait for it, or end it."
+        )
+
+
+def _holder(folder: Path) -> dict[str, Any] | None:
+    """Return who says to hold the lock; None where nobody does, or who does is dead."""
     try:
         about = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return f" (pid {about['pid']} on {about['host']}, since {about['since']})"
+        found = {"pid": int(about["pid"]), "host": about["host"], "since": about["since"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
+    return found if _may_live(found) else None
+
+
+def _may_live(about: dict[str, Any]) -> bool:
+    """Whether a process may be there still, as far as this machine can tell."""
+    if about["host"] != platform.node() or os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(about["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise where something would be written elsewhere than in the run folder."""
+    for name in WRITTEN:
+        if (folder / name).is_symlink():
+            raise CheckpointError(
+                f"{folder / name} is a symbolic link, and a run writes nowhere but in its folder: "
+                "replace it by what it points to, or make the whole run folder the link."
+            )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what is half written; nobody is at it while the lock is held."""
+    for place in (folder, folder / runs.FOLDER):
+        left = [path for path in place.glob(".*") if path.name.startswith(runs.LEFT)]
+        for path in left:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()

@@ -24,13 +24,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
-
 import vitkit.checkpoint.files as files
 from vitkit.checkpoint import Checkpoint, latest, load_latest
 from vitkit.config.callbacks import callbacks, refuse_same_names
 from vitkit.config.fixed import changes
 from vitkit.config.load import dumps, load
+from vitkit.config.lock import locked
 from vitkit.config.plugin_record import record_of, refuse_missing
 from vitkit.config.prepare import Prepared, prepare, refuse
 from vitkit.config.resolve import resolved, spelled_out, with_layers
@@ -40,6 +39,7 @@ from vitkit.kernels.state import describe as on_cpu
 from vitkit.kernels.state import describe_gpu
 from vitkit.optim import EMA
 from vitkit.plugins import active
+from vitkit.signals import STOPPED, Terminated
 from vitkit.train import plots
 from vitkit.train.bad_steps import BadSteps
 from vitkit.train.callbacks import (
@@ -56,7 +56,6 @@ from vitkit.train.callbacks import (
     as_line,
 )
 from vitkit.train.callbacks.profiling import as_lines
-from vitkit.train.callbacks.stopping import SecondSignal
 from vitkit.train.environment import describe, numerics
 from vitkit.train.evaluate import evaluate
 from vitkit.train.loss_scale import loss_scale_for
@@ -84,7 +83,7 @@ class Display(Protocol):
         """Show the progress of something that counts images."""
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line if a resumed run is computed with something else than before."""
     differ = [
         f"{key} was {old}, is {now.get(key, 'unknown')}"
@@ -139,28 +138,18 @@ def run(
     if resume:
         refuse_missing(config, needed(files.load_document(latest(folder), "trainer")), active())
     prepared = prepare(config)
-    with _locked(folder):
+    with locked(folder):
         if not resume and (folder / "config.toml").exists():
             raise CheckpointError(f"{folder} holds a run: resume it, or choose another folder.")
         checkpoint, refused = load_latest(folder) if resume else (None, [])
-        whole = _Run(prepared, folder, display, checkpoint)
+        whole = Run(prepared, folder, display, checkpoint)
         whole.doubts = [*refused, *whole.doubts]
         if profile_steps:
             whole.profile(profile_steps)
         return whole.finish()
 
 
-def _locked(folder: Path) -> AcquireReturnProxy[FileLock]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise CheckpointError(f"Another process is training in {folder}: wait for it.") from None
-    except OSError as error:
-        raise CheckpointError(f"Cannot write the run folder {folder}: {error}") from error
-
-
-class _Run:
+class Run:
     """The objects of one run in its folder, put together."""
 
     def __init__(
@@ -176,6 +165,7 @@ class _Run:
         decay = self.config.train.ema_decay
         self.ema = EMA(self.parts.model, decay) if decay is not None else None
         self.loss_scale = loss_scale_for(self.parts.model)
+        self.signals = StopOnSignal()
         self.callbacks = self._callbacks()
         self.profiling: Profiling | None = None
         self.doubts: list[str] = []
@@ -198,6 +188,7 @@ class _Run:
                     self.preprocess,
                     every=train.eval_every,
                     ema=self.ema,
+                    stopped=lambda: self.signals.reason,
                 )
             )
         self.recorder = Recorder([self.display.row], every=train.log_every)
@@ -235,7 +226,7 @@ class _Run:
             keep=train.keep,
             environment=numerics(parts.model.xp),
         )
-        everything = [*called, self.checkpointing, StopOnSignal()]
+        everything = [*called, self.checkpointing, self.signals]
         refuse_same_names(everything)
         return everything
 
@@ -258,7 +249,7 @@ class _Run:
                     callback.load_state_dict(trainer["callbacks"][callback.name])
             for line in trainer.get("lacks", ()):
                 self.doubts.append(f"The checkpoint {checkpoint.path} is not whole. {line}")
-            self.doubts += _differences(checkpoint.environment, numerics(self.parts.model.xp))
+            self.doubts += differences(checkpoint.environment, numerics(self.parts.model.xp))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The checkpoint {checkpoint.path} does not fit this run: {error}. Resume with "
@@ -284,7 +275,7 @@ class _Run:
         for line in self.doubts:
             self._say(line)
         self._say(self._headline())
-        self._train()
+        self.train()
         if self.profiling is not None and not self.profiling.measured:
             left_out = self.profiling.warmup
             self._say(f"Too few steps for a profile: the first {left_out} are left out.")
@@ -292,9 +283,10 @@ class _Run:
             self._say(f"Stopped: {self.state.stop}.")
         try:
             summary = self._summary()
-        except Exception as error:
+        except (Exception, KeyboardInterrupt, Terminated) as error:
             note = "The training is saved, and only its results are missing."
-            error.add_note(f"{note} Once this is put right: {self.command}")
+            cure = "Once this is put right" if isinstance(error, Exception) else "To have them"
+            error.add_note(f"{note} {cure}: {self.command}")
             raise
         self._write("summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
@@ -310,7 +302,7 @@ class _Run:
             found["gpu"] = describe_gpu()
         return found | {"plugins": self.plugins}
 
-    def _train(self) -> None:
+    def train(self) -> None:
         """Train to the end; a plugin that would end the program is an error."""
         trainer = Trainer(
             self.parts.model,
@@ -328,7 +320,7 @@ class _Run:
         )
         try:
             trainer.fit(self.parts.train, epochs=self.config.train.epochs, state=self.state)
-        except SecondSignal:
+        except Terminated:
             raise
         except SystemExit as error:
             problem = RuntimeError(f"it tried to end the program (SystemExit: {error.code})")
@@ -362,7 +354,7 @@ class _Run:
     def _summary(self) -> dict[str, Any]:
         """Evaluate the best checkpoint on what is held back, draw pictures, and sum up."""
         best = restore(self.folder, backend=self.parts.model.xp)
-        interrupted = self.state.stop in ("interrupted", "terminated")
+        interrupted = self.state.stop in STOPPED.values()
         results: dict[str, float] = {}
         parts = {"val": self.parts.val, "test": self.parts.test}
         for part, loader in parts.items():
@@ -421,5 +413,4 @@ class _Run:
         self._log(line)
 
     def _log(self, line: str) -> None:
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as stream:
-            stream.write(f"{line}\n")
+        files.append_line(self.folder / "log.txt", line)

@@ -18,6 +18,7 @@ from vitkit.config.load import load
 from vitkit.config.prepare import prepare
 from vitkit.config.runner import Display, Run, differences
 from vitkit.errors import CheckpointError, ConfigError
+from vitkit.signals import Terminated
 from vitkit.train.callbacks import Callback, Checkpointing, JsonLines, TimeLimit
 from vitkit.train.callbacks.logging import Row
 from vitkit.train.environment import numerics
@@ -73,6 +74,12 @@ class _Stop(Callback):
         """Write and end where it is time."""
         if state.step in self.steps:
             self.checkpointing.save(state)
+        ends = state.step == (state.epoch + 1) * state.steps_per_epoch
+        if state.step >= self.last and not ends:
+            state.stop = "verified"
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        """End where the last step was that of an epoch, which has been ended too."""
         if state.step >= self.last:
             state.stop = "verified"
 
@@ -124,9 +131,10 @@ def verify(
         end, environment = _execute(run, checkpoint, again, display, later, last)
         found.steps, found.environment = end - state.step, environment
         if not found.steps:
+            names = [each.path.name for each in known if each.step < state.step]
             raise CheckpointError(
                 f"{first.path} is the end of its run: there is no step to execute. Name an earlier "
-                f"one with --from: {', '.join(each.path.name for each in known)}."
+                f"one with --from: {', '.join(names) or 'there is none'}."
             )
         found.compared = [_compare(entry, again) for entry in later if entry.step <= end]
         made = _rows(again / "metrics.jsonl", state.step)
@@ -174,7 +182,7 @@ def _execute(
     if whole.state.stop == "interrupted":
         raise KeyboardInterrupt
     if whole.state.stop == "terminated":
-        raise SystemExit(143)
+        raise Terminated
     now = numerics(prepared.parts.model.xp)
     return whole.state.step, differences(checkpoint.environment, now)
 

@@ -19,6 +19,7 @@ from vitkit.plugins.record import Failure, Plugin
 from vitkit.plugins.registries import HOOKS, KINDS, Registries
 from vitkit.plugins.staging import Staging
 from vitkit.registry import BUILTIN, NameTaken, PluginError, did_you_mean
+from vitkit.signals import Terminated
 
 SLOW = 1.0
 """Seconds after which it is said that a plugin took long to load."""
@@ -222,7 +223,7 @@ class Plugins:
         except BaseException as error:
             if self._manager.has_plugin(record.label):
                 self._manager.unregister(name=record.label)
-            if isinstance(error, (KeyboardInterrupt, NameTaken)):
+            if isinstance(error, (KeyboardInterrupt, Terminated, NameTaken)):
                 raise
             raise PluginError(_cannot(record, reason(error))) from error
         return staged
@@ -255,7 +256,7 @@ def timed_load(plugins: Plugins, record: Plugin, get: Callable[[], object]) -> P
     try:
         with plugins.alone(record), guarded():
             plugin = get()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         raise
     except BaseException as error:
         raise PluginError(_cannot(record, reason(error, record.module))) from error

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitkit.signals import Terminated
+
 KIT = Path(__file__).parent
 
 
@@ -78,6 +80,8 @@ def outcome_of(check: Check) -> Outcome:
         return Outcome(check.name, None, str(reason))
     except AssertionError as error:
         return Outcome(check.name, False, str(error) or "an assertion without a message failed")
+    except Terminated:
+        raise
     except (Exception, SystemExit) as error:
         return Outcome(check.name, False, f"raised {type(error).__name__}: {error}{where(error)}")
     return Outcome(check.name, True)

@@ -20,7 +20,7 @@ from vitkit.ops._op import kernels_off
 from vitkit.ops._profile import paused, section
 from vitkit.optim import AdamW, Optimizer
 from vitkit.train.bad_steps import BadStep, BadSteps, cure_of
-from vitkit.train.callbacks.base import Callback
+from vitkit.train.callbacks.base import Callback, LeaveOpen
 from vitkit.train.evaluate import evaluate, predict
 from vitkit.train.graph import GraphedStep
 from vitkit.train.loss_scale import TOO_MANY, LossScale, loss_scale_for
@@ -237,9 +237,14 @@ class Trainer:
                 raise failures[0]
             if state.stop:
                 return
+        before = state.epoch, state.position, dict(state.metrics)
         state.epoch, state.position = state.epoch + 1, 0
-        with paused():  # a profile is one of steps
-            self._call("on_epoch_end", state)
+        try:
+            with paused():  # a profile is one of steps
+                self._call("on_epoch_end", state)
+        except LeaveOpen as reason:
+            state.epoch, state.position, state.metrics = before
+            state.stop = str(reason)
 
     def _judge_skip(self, state: TrainState, batches: list[Batch]) -> None:
         """Say of a step that was skipped, and raise where skipping is of no use."""

@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     from vitkit.train.step import StepLog
 
 
+class LeaveOpen(Exception):
+    """Raised by ``on_epoch_end`` to end the run before the end of the epoch is done with.
+
+    The epoch counts as unfinished then, with all its steps made, and a run that goes on from there
+    comes to its end again. The text says why, as ``state.stop`` does.
+    """
+
+
 class Callback:
     """Watches a run, and may end it by setting ``state.stop`` to a reason.
 

@@ -12,10 +12,10 @@ import vitkit.checkpoint.runs as runs
 from vitkit.errors import CheckpointError
 from vitkit.nn.module import Module
 from vitkit.optim import EMA, Optimizer
+from vitkit.signals import Terminated
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.callbacks.content import Content, StateError
 from vitkit.train.callbacks.evaluation import Best
-from vitkit.train.callbacks.stopping import SecondSignal
 from vitkit.train.loss_scale import LossScale
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
@@ -89,6 +89,12 @@ class Checkpointing(Callback):
         self.best_name = self.last_name = self.resumed_from = ""
         self._written: tuple[int, ...] | None = None  # step and epoch of the last checkpoint
         self._before_end: Content | None = None
+        self._was_there = False
+
+    def on_start(self, state: TrainState) -> None:
+        """Make the run folder, unless it is there; it is not made again if it goes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._was_there = True
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
         """Write a checkpoint if one is due within the epoch.
@@ -110,12 +116,17 @@ class Checkpointing(Callback):
 
     def on_end(self, state: TrainState) -> None:
         """Write where the run was stopped, unless that has just been done."""
-        if self._written != (state.step, state.epoch):
+        if self._written == (state.step, state.epoch):
+            return
+        before = self._before_end
+        if before is not None and _at_end(state) and before.state["step"] == state.step:
+            self._save(before)  # the end of the epoch may have been begun
+        else:
             self.save(state)
 
     def on_error(self, state: TrainState, error: BaseException) -> None:
         """Write what a run that breaks has reached, and add to the error where it is."""
-        if isinstance(error, (KeyboardInterrupt, SecondSignal)):  # somebody is in a hurry
+        if isinstance(error, (KeyboardInterrupt, Terminated)):  # somebody is in a hurry
             return
         try:
             note = self._rescue(state, error)
@@ -140,14 +151,17 @@ class Checkpointing(Callback):
             If it cannot be written, or holds a state that cannot be kept; the one before is
             still the last then.
         """
-        name = runs.free_name(self.folder, state.step, ended=not _at_end(state))
         if best:
-            self.best_name = name
-        content = self._content(state)
+            ended = not _at_end(state)
+            self.best_name = runs.free_name(self.folder, state.step, ended=ended)
+        self._save(self._content(state))
+
+    def _save(self, content: Content) -> None:
+        state = TrainState.from_dict(content.state)
         content.add_arrays(self._sources)
         if content.problems:
             raise content.problems[0]
-        self._write(name, content)
+        self._write(runs.free_name(self.folder, state.step, ended=not _at_end(state)), content)
 
     def _rescue(self, state: TrainState, error: BaseException) -> str:
         """Save what a broken run has reached, if it has not been, and return what to say."""
@@ -208,6 +222,7 @@ class Checkpointing(Callback):
         }
         if lacks:
             trainer["lacks"] = list(lacks)
+        self._refuse_lost_folder()
         files.save(self._path(name), content.arrays, {"trainer": trainer}, self.environment)
         if last == name:
             files.write_pointer(self.folder / "last.json", name, step=step, epoch=epoch)
@@ -219,6 +234,13 @@ class Checkpointing(Callback):
             files.write_pointer(self.folder / "best.json", self.best_name, **value)
         named = {name, last, self.best_name, self.resumed_from}
         runs.tidy(self.folder, runs.to_keep(self.folder, self.keep, step, named))
+
+    def _refuse_lost_folder(self) -> None:
+        """Raise where the run folder has been removed: alone, a checkpoint could not be resumed."""
+        if self._was_there and not self.folder.is_dir():
+            raise CheckpointError(
+                f"Cannot write a checkpoint into {self.folder}: the run folder is gone."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return which checkpoint is the last, which is best, and how good that is."""

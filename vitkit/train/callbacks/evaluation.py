@@ -10,7 +10,7 @@ from typing import Any
 from vitkit.data import Loader
 from vitkit.nn.module import Module
 from vitkit.optim import EMA
-from vitkit.train.callbacks.base import Callback
+from vitkit.train.callbacks.base import Callback, LeaveOpen
 from vitkit.train.evaluate import evaluate
 from vitkit.train.state import TrainState
 from vitkit.train.step import Loss, StepLog
@@ -35,6 +35,9 @@ class Validation(Callback):
         The averaged weights to validate instead of the model's own.
     on_batch : callable, optional
         Called with the number of images after each batch.
+    stopped : callable, optional
+        Asked after each batch why the run is to end now; the epoch is left open if it is, and
+        validated again when the run goes on.
     """
 
     name = "validation"
@@ -49,10 +52,11 @@ class Validation(Callback):
         every: int = 1,
         ema: EMA | None = None,
         on_batch: Callable[[int], None] | None = None,
+        stopped: Callable[[], str] | None = None,
     ) -> None:
         self.model, self.loader, self.loss = model, loader, loss
         self.preprocess, self.every, self.ema = preprocess, every, ema
-        self.on_batch = on_batch
+        self.on_batch, self.stopped = on_batch, stopped
 
     def on_epoch_end(self, state: TrainState) -> None:
         """Validate when it is due."""
@@ -65,9 +69,16 @@ class Validation(Callback):
                 self.loader,
                 loss=self.loss,
                 preprocess=self.preprocess,
-                on_batch=self.on_batch,
+                on_batch=self._count,
             )
         state.metrics = {"val_loss": found.loss, "val_accuracy": found.accuracy}
+
+    def _count(self, images: int) -> None:
+        """Say how far it is, and leave if the run is to end."""
+        if self.on_batch is not None:
+            self.on_batch(images)
+        if self.stopped is not None and (reason := self.stopped()):
+            raise LeaveOpen(reason)
 
 
 class Average(Callback):

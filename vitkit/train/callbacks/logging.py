@@ -230,8 +230,7 @@ class JsonLines:
 
     def __call__(self, row: Row) -> None:
         """Append ``row``."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        files.append_line(self.path, json.dumps(row))
 
 
 def _is_before(row: Row, state: TrainState) -> bool:

@@ -8,15 +8,10 @@ import time
 from types import FrameType
 from typing import Any
 
+from vitkit.signals import STOPPED, Terminated, leaves
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
-
-SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-
-
-class SecondSignal(SystemExit):
-    """Leaves at once, with the exit code of a second SIGTERM."""
 
 
 class TimeLimit(Callback):
@@ -47,9 +42,16 @@ class TimeLimit(Callback):
 class StopOnSignal(Callback):
     """Ends the run at the step that a SIGINT (Ctrl-C) or SIGTERM finds it in.
 
-    The handler only sets a flag; a second signal leaves at once. Earlier handlers are put back
-    when ``fit`` ends, and signals are left alone outside the main thread. Stands last in the list
-    of callbacks, so that a signal during validation or the last checkpoint is not missed.
+    The handler only sets a flag, after which a handler of your own is called; a second signal
+    leaves at once. Earlier handlers are put back when ``fit`` ends, a signal that is ignored stays
+    so, and signals are left alone outside the main thread. Stands last in the list of callbacks,
+    so that a signal during validation or the last checkpoint is not missed.
+
+    Attributes
+    ----------
+    reason : str
+        ``"interrupted"`` or ``"terminated"`` once a signal has come; callbacks that take long may
+        look at it.
     """
 
     name = "signals"
@@ -60,13 +62,22 @@ class StopOnSignal(Callback):
 
     def on_start(self, state: TrainState) -> None:
         """Take over the signals."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self.reason = ""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOPPED:
+            # What is ignored stays so; a handler that is None could not be put back.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._before[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.reason:
-            raise KeyboardInterrupt if number == signal.SIGINT else SecondSignal(128 + number)
-        self.reason = SIGNALS[signal.Signals(number)]
+        second = bool(self.reason)
+        self.reason = self.reason or STOPPED[signal.Signals(number)]
+        earlier = self._before.get(signal.Signals(number))
+        if callable(earlier) and not leaves(earlier):
+            earlier(number, frame)
+        if second:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
         """End the run if a signal has come."""
@@ -78,8 +89,8 @@ class StopOnSignal(Callback):
 
     def on_end(self, state: TrainState) -> None:
         """Give the signals back."""
+        self._give_back()  # first, or a signal just before it would be missed
         state.stop = self.reason or state.stop
-        self._give_back()
 
     def on_error(self, state: TrainState, error: BaseException) -> None:
         """Give the signals back."""
