@@ -1,9 +1,9 @@
 """Imports flow one way, and optional packages stay optional.
 
 ``cli -> config -> plugins -> train -> {models, checkpoint, optim, data} -> nn -> kernels -> ops
--> backend -> {validate, registry} -> {errors, signals}``: a module may import what stands to its right, never
-what stands to its left; those in braces never import each other. ``testing`` may import anything
-but ``cli``, and is imported late by what runs it: ``cli`` and ``pytest_plugin``.
+-> backend -> {validate, registry} -> {errors, signals}``: a module may import what stands to its
+right, never what stands to its left; those in braces never import each other. ``testing`` may
+import anything but ``cli``, and is imported late by what runs it: ``cli`` and ``pytest_plugin``.
 """
 
 from __future__ import annotations
