@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -322,7 +323,10 @@ def _as_json(document: Mapping[str, Any]) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > LARGEST_DOCUMENT:
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would not end
+            raise _damaged(file, "it is no plain file")
+        if found.st_size > LARGEST_DOCUMENT:
             raise _damaged(file, f"it is larger than {LARGEST_DOCUMENT} bytes")
         document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
     except FileNotFoundError as error:

@@ -9,8 +9,10 @@ import numpy as np
 
 from vitkit.backend import Array
 from vitkit.data import Dataset
+from vitkit.errors import ConfigError
 from vitkit.nn.module import Module
 from vitkit.ops import normalize_images
+from vitkit.validate import number
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,24 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """Return what ``to_dict`` wrote."""
-        return cls(float(values["scale"]), tuple(values["mean"]), tuple(values["std"]))
+        """Return what ``to_dict`` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If the scale or a standard deviation is no number above 0, or a mean none at all, or
+            there is not a mean and a standard deviation for each channel.
+        """
+        scale = number("preprocess.scale", values["scale"], above=0)
+        means, stds = _list(values["mean"]), _list(values["std"])
+        mean = tuple(number("preprocess.mean", each) for each in means)
+        std = tuple(number("preprocess.std", each, above=0) for each in stds)
+        if not mean or len(mean) != len(std):
+            raise ConfigError(
+                f"preprocess.mean and preprocess.std must have a number for each channel; got "
+                f"{len(mean)} and {len(std)}."
+            )
+        return cls(scale, mean, std)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -47,3 +65,8 @@ class Preprocess:
         """Bring uint8 images (B, C, H, W) to the model's device, normalised, in its dtype."""
         xp, dtype = model.xp, model.groups[0].values.dtype
         return normalize_images(xp.asarray(images), self.scale, self.mean, self.std, dtype, xp=xp)
+
+
+def _list(value: object) -> list[Any]:
+    """Return a list or tuple as a list, and anything else as an empty one."""
+    return list(value) if isinstance(value, (list, tuple)) else []

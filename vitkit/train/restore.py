@@ -144,7 +144,9 @@ def restore(
         _refuse_missing(trainer, options)
         config = ViTConfig.from_dict(options)
         preprocess = Preprocess.from_dict(trainer["preprocess"])
-        classes = tuple(str(name) for name in trainer["classes"])
+        if len(preprocess.mean) != config.in_channels:
+            raise ValueError(f"preprocess is of {len(preprocess.mean)} channels")
+        classes = _classes(trainer["classes"], config.num_classes)
         model = ViT(config, backend=None)
         precision = trainer.get("precision", {"served": "float32"})["served"]
         model.place(backend, seed=None, precision=precision)
@@ -155,6 +157,14 @@ def restore(
             f"{f'{error} is missing' if isinstance(error, KeyError) else error}"
         ) from error
     return Restored(model, preprocess, classes, checkpoint)
+
+
+def _classes(names: object, count: int) -> tuple[str, ...]:
+    """Return the names of classes: one for each output, or none at all."""
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if isinstance(names, list) and known and len(names) in (0, count):
+        return tuple(names)
+    raise ValueError(f"classes must be a list of {count} names")
 
 
 def _refuse_missing(trainer: dict[str, Any], options: dict[str, Any]) -> None:
