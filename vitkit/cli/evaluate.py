@@ -9,6 +9,7 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
 from vitkit.cli.plugin_use import compare, prints_aside
+from vitkit.cli.streams import on_a_line
 
 if TYPE_CHECKING:
     from vitkit.train import Metrics
@@ -92,20 +93,21 @@ def _print(checkpoint: str, part: str, note: str, found: Metrics) -> None:
 
 
 def _print_classes(found: Metrics) -> None:
-    width = max(len("class"), *map(len, found.classes))
+    width = max(len("class"), *(len(on_a_line(name)) for name in found.classes))
     typer.echo(f"{'class':<{width}}  precision  recall      F1  images")
     for row in found.per_class():
         typer.echo(
-            f"{row['class']:<{width}}  {row['precision']:9.2%} {row['recall']:7.2%} "
+            f"{on_a_line(row['class']):<{width}}  {row['precision']:9.2%} {row['recall']:7.2%} "
             f"{row['f1']:7.2%} {row['support']:7d}"
         )
 
 
 def _print_confusion(found: Metrics) -> None:
     cell = max(5, *(len(str(number)) + 1 for number in found.confusion.flat))
-    width = max(map(len, found.classes))
+    names = [on_a_line(name) for name in found.classes]
+    width = max(map(len, names))
     typer.echo("\nconfusion matrix: row = truth, column = guess")
-    header = "".join(f"{name[: cell - 1]:>{cell}}" for name in found.classes)
+    header = "".join(f"{name[: cell - 1]:>{cell}}" for name in names)
     typer.echo(f"{'':<{width}}{header}")
-    for name, row in zip(found.classes, found.confusion, strict=True):
+    for name, row in zip(names, found.confusion, strict=True):
         typer.echo(f"{name:<{width}}" + "".join(f"{number:>{cell}}" for number in row))

@@ -20,6 +20,7 @@ from vitkit.cli import (
     plugin_option,
     plugins,
     predict,
+    streams,
     train,
 )
 from vitkit.errors import ConfigError, VitkitError
@@ -112,6 +113,7 @@ def options(
 
 def main() -> None:
     """Run the command line; errors become a line, or one for each problem, and an exit code."""
+    streams.settle()
     try:
         app()
     except Exception as error:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Collection
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -45,4 +46,9 @@ def prints_aside() -> AbstractContextManager[Any]:
 
 def plugin_options() -> str:
     """Return the options that load the same files as this command line, to be shown in others."""
-    return "".join(f"--plugin {shlex.quote(str(file))} " for file in plugin_files)
+    return "".join(f"--plugin {as_word(file)} " for file in plugin_files)
+
+
+def as_word(path: Path) -> str:
+    """Return a path as it is given to a command in a shell, where it is no option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))

@@ -9,6 +9,7 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles
 from vitkit.cli.plugin_use import compare, prints_aside
+from vitkit.cli.streams import on_a_line
 
 
 def predict(
@@ -57,6 +58,7 @@ def predict(
         ]
         typer.echo(json.dumps(listed, indent=1))
         return
-    width = max(len(str(path)) for path in images)
+    width = max(len(on_a_line(path)) for path in images)
     for path, guesses in results:
-        typer.echo(f"{path!s:<{width}}  " + "  ".join(f"{c} {p:.2%}" for c, p in guesses))
+        shown = "  ".join(f"{on_a_line(c)} {p:.2%}" for c, p in guesses)
+        typer.echo(f"{on_a_line(path):<{width}}  {shown}")

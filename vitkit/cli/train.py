@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
-from vitkit.cli.plugin_use import compare, plugin_options, prints_aside
+from vitkit.cli.plugin_use import as_word, compare, plugin_options, prints_aside
+from vitkit.cli.streams import on_a_line
 
 STOPPED = {"interrupted": 130, "terminated": 143}
 
@@ -171,16 +172,16 @@ def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
         )
     if summary["train_note"]:
         typer.echo(f"training data {summary['train_note']}")
-    typer.echo(f"run folder    {folder}")
+    typer.echo(f"run folder    {on_a_line(folder)}")
     if (folder / "profile.json").exists():
-        typer.echo(f"profile       {folder / 'profile.json'}")
+        typer.echo(f"profile       {on_a_line(folder / 'profile.json')}")
     for picture in summary["plots"]:
-        typer.echo(f"picture       {folder / picture}")
+        typer.echo(f"picture       {on_a_line(folder / picture)}")
     typer.echo("\nNext, try:")
     if summary["stopped"] in STOPPED:
-        typer.echo(f"  vitkit train {plugin_options()}--resume {folder}")
+        typer.echo(f"  vitkit train {plugin_options()}--resume {as_word(folder)}")
         return
-    typer.echo(f"  vitkit evaluate {plugin_options()}{folder}")
-    typer.echo(f"  vitkit predict {plugin_options()}{folder} IMAGE.png")
+    typer.echo(f"  vitkit evaluate {plugin_options()}{as_word(folder)}")
+    typer.echo(f"  vitkit predict {plugin_options()}{as_word(folder)} IMAGE.png")
     if summary["dataset"] == "digits":
         typer.echo("  vitkit data prepare mnist && vitkit train --dataset mnist")
