@@ -50,7 +50,7 @@ def doctor(
     plugin: PluginFiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Find what is wrong: with a step that was not finite, or with settings.
+    """Find what is wrong with a refused step, or with settings.
 
     With PATH, a step that ended or was skipped for a number that is not finite is made again, and
     the first such number is named. Without, a run is looked at before it is trained, as the same

@@ -52,8 +52,9 @@ class GraphedStep:
     max_grad_norm : float, optional
         The global norm that gradients are clipped to.
     loss_scale : LossScale, optional
+        As :func:`vitkit.train.train_step` takes it.
     nonfinite : str, optional
-        As :func:`vitkit.train.train_step` takes them.
+        Likewise.
     records : bool, default True
         Whether steps are recorded at all. While a profile is taken none is.
     falls_back : bool, default False
