@@ -129,6 +129,8 @@ class Folder(RuleBasedStateMachine):
         names = [entry.path.name for entry in entries(self.folder)]
         assert len(refused) == names.index(checkpoint.path.name)
         trainer = checkpoint.documents["trainer"]
+        best = trainer["callbacks"]["checkpointing"]["best_name"]
+        assert not best or best in names, "the best of what is resumed from was removed"
         self.state = TrainState.from_dict(trainer["state"])
         self.saver = self.new_saver()
         self.saver.load_state_dict(trainer["callbacks"]["checkpointing"])
