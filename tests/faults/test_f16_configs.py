@@ -19,15 +19,14 @@ from configurations import (
     KNOWN,
     SETTINGS,
     Invalid,
-    Unknown,
     broken_files,
     invalid,
     tables,
-    unknown_names,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from injecting import Injected, faults
+from unknown_names import Unknown, unknown_names
 
 from vitkit.cli import main
 from vitkit.config import RunConfig, dumps, load

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from command_lines import CLOSED, ENDS, HOMES, NARROW, READERS_LEAVE, TERMINALS
 from injecting import Injected
 from PIL import Image
 from typer.main import get_command
@@ -118,7 +119,7 @@ def photos(place: Path) -> Path:
     """Return a folder of images whose name, classes and files are no plain words."""
     rng = np.random.Generator(np.random.Philox(0))
     folder = place / "-Bilder \N{CAT FACE}"
-    classes = ["caf\u00e9 \N{CAT FACE}", "\u65e5\u672c", "-leading", "two\nlines", "red\x1b[31m"]
+    classes = ["café \N{CAT FACE}", "\u65e5\u672c", "-leading", "two\nlines", "red\x1b[31m"]
     for part in ("train", "test"):
         for name in classes:
             (folder / part / name).mkdir(parents=True)
@@ -129,48 +130,6 @@ def photos(place: Path) -> Path:
 
 
 # --- exit codes ------------------------------------------------------------------------------
-
-ENDS: list[tuple[str, int, str]] = [
-    ("", 2, ""),
-    ("data", 2, ""),
-    ("--version", 0, ""),
-    ("trian", 2, "No such command 'trian'"),
-    ("data prepair", 2, "No such command"),
-    ("--bogus", 2, "No such option: --bogus"),
-    ("train --bogus", 2, "No such option"),
-    ("train surplus", 2, "unexpected extra argument"),
-    ("train --epochs", 2, "requires an argument"),
-    ("train --epochs x", 2, "Invalid value for '--epochs'"),
-    ("train --epochs 0", 2, "vitkit: train.epochs: got 0 from a flag"),
-    ("train --lr nan", 2, "vitkit: train.lr: got nan from a flag"),
-    ("train --batch-size 99999999999999999999", 2, "at most 64 bits"),
-    ("train --max-time soon", 2, "vitkit: train.max_time: got 'soon'"),
-    ("train --name ../up", 2, "vitkit: name: got '../up'"),
-    ("train --set train.epoch=1", 2, "did you mean train.epochs?"),
-    ("train --config missing.toml", 2, "missing.toml: cannot be read"),
-    ("train --config .", 2, "cannot be read"),
-    ("train --dataset cifar10 --data-dir missing", 1, "missing"),
-    ("train --resume missing", 1, "vitkit: missing is no run folder"),
-    ("train --resume auto --out missing", 1, "nothing to resume"),
-    ("train --plugin missing.py", 1, "missing.py"),
-    ("evaluate", 2, "Missing argument"),
-    ("evaluate missing", 1, "missing"),
-    ("evaluate RUN --split bogus", 2, "vitkit: --split: got 'bogus'"),
-    ("evaluate RUN --which bogus", 2, "bogus"),
-    ("predict RUN", 2, "Missing argument"),
-    ("predict RUN missing.png", 1, "missing.png"),
-    ("predict RUN RUN", 1, ""),
-    ("predict missing missing.png", 1, "missing"),
-    ("bench --model bogus", 2, "bogus"),
-    ("bench --rounds 0", 2, "--rounds"),
-    ("bench --precision bogus", 2, "vitkit: --precision: got 'bogus'"),
-    ("data verify bogus", 1, "bogus"),
-    ("data prepare minst", 1, "did you mean 'mnist'?"),
-    ("data verify mnist --data-dir missing", 1, "missing"),
-    ("plugins check bogus", 1, "bogus"),
-    ("plugins --json check x", 2, "after the command"),
-]
-"""Words, the exit code, and what stderr says."""
 
 
 def test_exit_codes(start: Start, run: str, injected: Injected) -> None:
@@ -194,22 +153,6 @@ def test_every_command_has_help(start: Start, injected: Injected) -> None:
 
 
 # --- streams ---------------------------------------------------------------------------------
-
-CLOSED: list[tuple[str, str, int]] = [
-    ("info", ">&-", 0),
-    ("info", "<&- >&- 2>&-", 0),
-    ("--help", ">&-", 0),
-    ("evaluate RUN", "2>&-", 0),
-    ("evaluate RUN", "<&- >&- 2>&-", 0),
-    ("train --set a=1", "2>&-", 2),
-    ("predict RUN missing.png", "<&- 2>&-", 1),
-    ("info", ">/dev/full", 1),
-    ("--help", ">/dev/full", 1),
-    ("train --print-config", ">/dev/full", 1),
-    ("evaluate RUN", "2>/dev/full", 0),
-    ("train --set a=1", "2>/dev/full", 2),
-]
-"""Words, what a shell does about the streams, the exit code."""
 
 
 @ON_POSIX
@@ -235,9 +178,6 @@ def test_a_training_needs_no_stream(start: Start, place: Path) -> None:
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(row) for row in rows)  # nothing printed found its way into a file
     assert start("evaluate", str(folder)).returncode == 0
-
-
-READERS_LEAVE = ["kernels", "evaluate RUN", "data list", "train --print-config", "plugins --json"]
 
 
 def test_readers_that_leave_hear_nothing_more(
@@ -287,21 +227,6 @@ def test_a_training_goes_on_when_nobody_watches(
 
 # --- terminals and locales -------------------------------------------------------------------
 
-TERMINALS: list[dict[str, str]] = [
-    {"TERM": "dumb"},
-    {"TERM": ""},
-    {"NO_COLOR": "1"},
-    {"NO_COLOR": ""},
-    {"FORCE_COLOR": "1"},
-    {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm-256color"},
-    {"COLUMNS": "20"},
-    {"COLUMNS": "0", "LINES": "x"},
-    {"PYTHONIOENCODING": "ascii"},
-    {"LC_ALL": "C"},
-    {"LC_ALL": "no_SUCH.locale", "PYTHONWARNINGS": "ignore"},
-    {"PYTHONUNBUFFERED": "1"},
-]
-
 
 def test_no_terminal_whatever_the_variables_say(start: Start, run: str, injected: Injected) -> None:
     commands = (["evaluate", run], ["data", "list"], ["train", "--help"])
@@ -320,14 +245,6 @@ def test_no_terminal_whatever_the_variables_say(start: Start, run: str, injected
     injected("settings of a terminal that is not there", len(TERMINALS) + 1, at_least=13)
 
 
-NARROW: list[dict[str, str]] = [
-    {"PYTHONIOENCODING": "ascii"},
-    {"PYTHONIOENCODING": "latin-1"},
-    {"LC_ALL": "C"},
-    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse some of these names")
 def test_names_that_a_stream_or_a_line_cannot_hold(
     start: Start, photos: Path, place: Path, injected: Injected
@@ -340,7 +257,7 @@ def test_names_that_a_stream_or_a_line_cannot_hold(
     lines = end.stdout.splitlines()
     again = next(line for line in lines if line.startswith("  vitkit evaluate "))
     assert start(through=f'"$1" -m {again.strip()}').returncode == 0  # what is said can be pasted
-    image = photos / "test" / "caf\u00e9 \N{CAT FACE}" / "-\u00fc 1.png"
+    image = photos / "test" / "café \N{CAT FACE}" / "-\u00fc 1.png"
     for variables in NARROW:
         end = start("predict", str(folder), str(image), "--top", "5", **variables)
         assert (end.returncode, end.stderr) == (0, ""), variables
@@ -363,17 +280,6 @@ def test_names_that_a_stream_or_a_line_cannot_hold(
 
 
 # --- home and folders ------------------------------------------------------------------------
-
-HOMES: list[dict[str, str]] = [
-    {"HOME": "(unset)"},
-    {"HOME": ""},
-    {"HOME": "relative"},
-    {"HOME": "/dev/null"},  # nobody, not even root, can write there
-    {"HOME": "/proc"},
-    *({"XDG_CACHE_HOME": value} for value in ("", "relative", "/dev/null")),
-    *({variable: "relative"} for variable in ("XDG_CONFIG_HOME", "XDG_DATA_HOME")),
-    {"XDG_CACHE_HOME": "{place}/cache of mine"},
-]
 
 
 @ON_POSIX
