@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 import vitkit.checkpoint.files as files
+import vitkit.config.runner as runner
 from vitkit import kernels, ops
 from vitkit._version import __version__
 from vitkit.backend.cuda import CudaStatus
@@ -503,6 +504,38 @@ def test_a_damaged_checkpoint_is_not_resumed(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     with pytest.raises(CheckpointError, match=r"optim\.safetensors"):
         run(configure(file=folder / "config.toml"), folder, Silent(), resume=True)
+
+
+def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    expected = run(configure(), whole, Silent())
+    run(configure("train.save_every=1"), folder, Silent(stop_at=3))
+    weights = find_checkpoint(folder, "last") / "optim.safetensors"
+    assert weights.parent.name == "step-00000003"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    display = Silent()
+    found = run(configure(file=folder / "config.toml"), folder, display, resume=True)
+    assert "Cannot trust the checkpoint" in display.said[0]
+    assert "step-00000003" in display.said[0]
+    assert "from step 2" in display.said[1]
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    assert_same_arrays(folder, whole)
+    assert rows_of(folder) == rows_of(whole)
+
+
+def test_another_environment_is_said_when_a_run_goes_on(
+    tmp_path: Path, configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, display = tmp_path / "run", Silent()
+    run(configure(), folder, Silent(stop_at=3))
+    now = runner.numerics
+    monkeypatch.setattr(runner, "numerics", lambda xp: {**now(xp), "BLAS": "mkl 2026 SkylakeX"})
+    run(configure(file=folder / "config.toml"), folder, display, resume=True)
+    (line,) = (each for each in display.said if "last digits" in each)
+    assert line.endswith("is mkl 2026 SkylakeX.")
+    assert "BLAS was" in line
 
 
 def test_a_folder_is_named_after_the_run(configure: Callable[..., RunConfig]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
-    help="List, verify and prune the checkpoints of a run.",
+    help="List, verify and prune a run's checkpoints.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON."
 
 @app.command("list")
 def list_(run: Run, as_json: AsJson = False) -> None:
-    """Show the checkpoints of a run, the latest first; their arrays are not read."""
+    """Show the checkpoints of a run, the latest first."""
     from vitkit.checkpoint.runs import overview
 
     rows = overview(run)
@@ -43,7 +43,10 @@ def verify(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Compare every byte of checkpoints with their manifests. Exit code 1 where one is damaged."""
+    """Compare checkpoints with their manifests.
+
+    Every byte is read. Exit code 1 where one is damaged.
+    """
     from vitkit.checkpoint.runs import inspect
 
     found = inspect(path)
@@ -64,7 +67,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove all but the latest checkpoints that are whole, and the best.
+    """Remove all but the latest and the best.
 
     What is kept is verified first, and nothing goes where nothing whole would stay.
     """

@@ -31,8 +31,9 @@ def verify(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Execute steps of a run again from a checkpoint, and compare every bit with the record.
+    """Make steps of a run again, and compare their bits.
 
+    They begin at a checkpoint; later checkpoints and metrics.jsonl are what they are compared with.
     The run folder is left as it is. Exit code 1 where something differs.
     """
     from vitkit.cli.display import Console
