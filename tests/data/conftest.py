@@ -34,9 +34,11 @@ def to_idx() -> Callable[[np.ndarray], bytes]:
 def mnist_arrays(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, np.ndarray]:
-    """Return the contents of a small MNIST by file name, and take its counts for official."""
+    """Return the contents of a small MNIST by file name, and take it for official."""
     # By its module: vitkit.data.mnist is the function of that name.
-    monkeypatch.setattr(sys.modules["vitkit.data.mnist"], "OFFICIAL", (30, 20))
+    module = sys.modules["vitkit.data.mnist"]
+    monkeypatch.setattr(module, "OFFICIAL", (30, 20))
+    monkeypatch.setattr(module, "check_originals", lambda source, place: None)
     return {
         "train-images-idx3-ubyte": rng.integers(0, 256, (30, 28, 28), np.uint8),
         "train-labels-idx1-ubyte": (np.arange(30) % 10).astype(np.uint8),
@@ -72,6 +74,7 @@ def cifar10_folder(
 ) -> Path:
     """Return a folder with a small CIFAR-10: 5 times 10 images, and 10 to test."""
     monkeypatch.setattr("vitkit.data.cifar.OFFICIAL", dict.fromkeys(OFFICIAL, 10))
+    monkeypatch.setattr("vitkit.data.cifar.check_originals", lambda source, place: None)
     folder = tmp_path / "cifar10"
     folder.mkdir()
     for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):

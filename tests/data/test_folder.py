@@ -112,7 +112,7 @@ def test_faulty_folders(root: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_damaged_image_is_named_when_it_is_reached(root: Path) -> None:
     victim = root / "train" / "2" / "1.png"
     victim.write_bytes(victim.read_bytes()[:-40])
-    train = folder(root, 6).train
+    train = folder(root, 6, bad_files="later").train
     assert isinstance(train, FolderDataset)
     batches = Loader(train, 3, num_workers=2).batches(0)
     assert len(next(batches)) == 3

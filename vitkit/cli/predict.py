@@ -32,7 +32,7 @@ def predict(
 
     import numpy as np
 
-    from vitkit.data import read_image
+    from vitkit.data.images import read_images
     from vitkit.train import predict as guess
     from vitkit.train import restore
 
@@ -41,7 +41,7 @@ def predict(
         compare(restored.checkpoint.documents["trainer"])
         sizes = restored.model.config
         shape = (sizes.in_channels, *sizes.image_size)
-        pixels = np.stack([read_image(path, shape) for path in images])
+        pixels = read_images(images, shape)
         # Files hold pixels up to 255, whatever the training images were divided by.
         preprocess = replace(restored.preprocess, scale=255.0)
         probabilities = guess(restored.model, 255 - pixels if invert else pixels, preprocess)

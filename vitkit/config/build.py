@@ -136,7 +136,7 @@ def load_data(config: RunConfig, registries: Registries) -> Splits:
     """Read the data set that a configuration names.
 
     Its function gets ``data.path``, where given, as its first argument, and those of
-    ``model.image_size``, ``model.in_channels`` and ``seed`` that it takes.
+    ``model.image_size``, ``model.in_channels``, ``seed`` and ``data.bad_files`` that it takes.
 
     Parameters
     ----------
@@ -163,6 +163,7 @@ def load_data(config: RunConfig, registries: Registries) -> Splits:
         "image_size": config.model.image_size,
         "in_channels": config.model.in_channels,
         "seed": config.seed,
+        "bad_files": config.data.bad_files,
     }
     place = () if path is None else (path,)
     parameters = parameters_of(entry)

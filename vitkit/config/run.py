@@ -118,10 +118,15 @@ class ModelConfig(_Section):
 
 
 class DataConfig(_Section):
-    """The data set, what is held back for validation, and augmentation."""
+    """The data set, what is held back for validation, and augmentation.
+
+    ``bad_files`` says what is done about files of a folder that cannot be read: all are listed and
+    nothing is trained, they are left out and counted, or each is met when it is needed.
+    """
 
     name: str = "digits"
     path: str | None = None
+    bad_files: Literal["error", "skip", "later"] = "error"
     val_fraction: Fraction = 0.1
     augment: SpecList = ()
     num_workers: NonNegativeInt = 0

@@ -14,8 +14,8 @@ from vitkit.data.download import prepare as prepare
 from vitkit.data.download import verify as verify
 from vitkit.data.folder import FolderDataset as FolderDataset
 from vitkit.data.folder import folder as folder
-from vitkit.data.folder import read_image as read_image
 from vitkit.data.idx import read_idx as read_idx
+from vitkit.data.images import read_image as read_image
 from vitkit.data.loader import Batch as Batch
 from vitkit.data.loader import Loader as Loader
 from vitkit.data.mnist import fashion_mnist as fashion_mnist

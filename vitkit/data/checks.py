@@ -147,6 +147,11 @@ def _cure(images: np.ndarray) -> str:
     return f"{seen}: save them as uint8 from 0 to 255."
 
 
+def named(path: object) -> str:
+    """Return what messages call a file: its path, quoted where it would not stay on a line."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
 @contextmanager
 def reading(where: object) -> Iterator[None]:
     """Turn whatever a reader raises on damaged bytes into a ``DataError`` naming the file.

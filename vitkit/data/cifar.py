@@ -16,7 +16,8 @@ import numpy as np
 from vitkit.data.checks import check_count, check_labels, reading
 from vitkit.data.dataset import ArrayDataset, Splits
 from vitkit.data.idx import open_regular
-from vitkit.data.sources import find
+from vitkit.data.originals import check_originals
+from vitkit.data.sources import CIFAR10, CIFAR100, find
 from vitkit.errors import DataError
 
 PIXELS = 3 * 32 * 32
@@ -62,8 +63,7 @@ def cifar10(folder: str | os.PathLike[str] | None = None) -> Splits:
     Raises
     ------
     DataError
-        If a file is missing, has other than the official number of images or is not what it
-        should be, or is the Python version.
+        If a file is missing or is not the original one, or is the Python version.
     """
     place = find("cifar10", folder)
     note = ""
@@ -74,9 +74,11 @@ def cifar10(folder: str | os.PathLike[str] | None = None) -> Splits:
     batches = [_official("cifar10", place / f"data_batch_{i}.bin", (10,)) for i in range(1, 6)]
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
+    test = _official("cifar10", test_path, (10,))
+    check_originals(CIFAR10, place)
     return _splits(
         (images, labels),
-        _official("cifar10", test_path, (10,)),
+        test,
         classes=_names(place / "batches.meta.txt", CIFAR10_NAMES),
         mean=(0.49140, 0.48216, 0.44653),
         std=(0.24703, 0.24349, 0.26159),
@@ -100,13 +102,13 @@ def cifar100(folder: str | os.PathLike[str] | None = None) -> Splits:
     Raises
     ------
     DataError
-        If a file is missing, has other than the official number of images or is not what it
-        should be, or is the Python version.
+        If a file is missing or is not the original one, or is the Python version.
     """
     place = find("cifar100", folder)
+    parts = [_official("cifar100", place / name, (20, 100)) for name in ("train.bin", "test.bin")]
+    check_originals(CIFAR100, place)
     return _splits(
-        _official("cifar100", place / "train.bin", (20, 100)),
-        _official("cifar100", place / "test.bin", (20, 100)),
+        *parts,
         classes=_names(place / "fine_label_names.txt", CIFAR100_NAMES),
         mean=(0.50708, 0.48655, 0.44092),
         std=(0.26733, 0.25644, 0.27615),

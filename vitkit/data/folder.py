@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from vitkit.data.checks import reading
+from vitkit.data.checks import named, reading
 from vitkit.data.dataset import Dataset, Splits, split
+from vitkit.data.images import SUFFIXES, UNREAD, in_threads, read_image
+from vitkit.data.sums import NAME, check_sum, read_sums
 from vitkit.errors import ConfigError, DataError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-)
-LARGEST_IMAGE = 64_000_000  # pixels; below the size from which Pillow itself would warn
+BadFiles: TypeAlias = Literal["error", "skip", "later"]
+"""What is done about images that cannot be read."""
+MOST_LISTED = 1000
 IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 
 
@@ -28,13 +28,19 @@ def folder(
     *,
     test_fraction: float = 0.2,
     seed: int = 0,
+    bad_files: BadFiles = "error",
 ) -> Splits:
     """Read a folder of images: ``root/train/<class>/*`` and ``root/test/<class>/*``.
 
     Without ``test`` (or ``val``), or with ``root/<class>/*`` only, a stratified share of the
     images is the test part, and its ``note`` says so. Classes are in alphabetical order (by code
-    point, as torchvision's ImageFolder has them), files likewise; hidden files and files with
-    other suffixes than images' are passed over.
+    point, as torchvision's ImageFolder has them), files likewise; hidden files, folders and files
+    with other suffixes than images' are passed over.
+
+    Where ``root`` has a file ``SHA256SUMS``, as ``sha256sum`` writes it, the images must be those
+    that it lists, each with the contents that it says. A JPEG or WebP has no checksum of its own,
+    so a damaged one is often decoded without a word otherwise, and one in the wrong class's folder
+    is always.
 
     Parameters
     ----------
@@ -48,6 +54,12 @@ def folder(
         The share of the test part, where the folder has none.
     seed : int, default 0
         Which images make that part.
+    bad_files : {"error", "skip", "later"}, default "error"
+        What is done about images that cannot be read. For the first two every image is decoded
+        once before anything else, some thousands in 10 s: with ``"error"`` all bad ones are then
+        listed, with ``"skip"`` they are left out and the parts' ``note`` says how many. With
+        ``"later"`` an image is first looked at when it is needed, and the first bad one ends the
+        run.
 
     Returns
     -------
@@ -57,7 +69,8 @@ def folder(
     Raises
     ------
     DataError
-        If there is no class, an empty class, or the parts have different classes.
+        If there is no class, an empty class, or the parts have different classes; or listing
+        every image that cannot be read, one a line.
     """
     root = Path(root)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -66,30 +79,42 @@ def folder(
             f"folder: image_size must be 1 or more and in_channels 1 or 3; got {image_size} and "
             f"{in_channels}."
         )
-    shape = (in_channels, height, width)
+    if bad_files not in get_args(BadFiles):
+        raise ConfigError(f"folder: bad_files must be error, skip or later; got {bad_files!r}.")
+    parts = [
+        FolderDataset(place, classes, (in_channels, height, width), bad_files="later")
+        for place, classes in _places(root)
+    ]
+    _settle(parts, bad_files, root)
+    if len(parts) == 2:
+        return Splits(*parts)
+    whole = parts[0]
+    rest, part = split(whole, test_fraction, seed)
+    part.note = f"test: {len(part)} of {len(whole)} images, split by vitkit with seed {seed}"
+    if whole.note:
+        part.note += f"; {whole.note}"
+    return Splits(rest, part)
+
+
+def _places(root: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    """Return the folders of the parts, or of all images, each with its classes."""
     names = _folders(root)
     test_name = next((name for name in ("test", "val") if name in names), None)
     if names in (("test",), ("val",)):
-        raise DataError(f"{root}: has {test_name}/ but no train/.")
+        raise DataError(f"{named(root)}: has {test_name}/ but no train/.")
     if "train" not in names or not _folders(root / "train"):  # "train" may also be a class
-        whole = FolderDataset(root, names, shape)
-    elif test_name is None:
-        whole = FolderDataset(root / "train", _folders(root / "train"), shape)
-    else:
-        classes, test_classes = _folders(root / "train"), _folders(root / test_name)
-        if classes != test_classes:
-            differing = sorted(set(classes) ^ set(test_classes))
-            raise DataError(
-                f"{root}: train/ and {test_name}/ must have the same classes; only one of them "
-                f"has {', '.join(differing[:5])}."
-            )
-        return Splits(
-            FolderDataset(root / "train", classes, shape),
-            FolderDataset(root / test_name, classes, shape),
+        return [(root, names)]
+    classes = _folders(root / "train")
+    if test_name is None:
+        return [(root / "train", classes)]
+    test_classes = _folders(root / test_name)
+    if classes != test_classes:
+        differing = sorted(set(classes) ^ set(test_classes))
+        raise DataError(
+            f"{named(root)}: train/ and {test_name}/ must have the same classes; only one of them "
+            f"has {', '.join(map(named, differing[:5]))}."
         )
-    rest, part = split(whole, test_fraction, seed)
-    part.note = f"test: {len(part)} of {len(whole)} images, split by vitkit with seed {seed}"
-    return Splits(rest, part)
+    return [(root / "train", classes), (root / test_name, classes)]
 
 
 class FolderDataset(Dataset):
@@ -103,6 +128,8 @@ class FolderDataset(Dataset):
         The folders' names, which are the classes'.
     image_shape : tuple of int
         ``(C, H, W)`` of the images to return.
+    bad_files : {"error", "skip", "later"}, default "error"
+        As for :func:`folder`.
 
     Attributes
     ----------
@@ -112,7 +139,7 @@ class FolderDataset(Dataset):
     Raises
     ------
     DataError
-        If there is no class, or one has no image.
+        If there is no class, or one has no image; or listing every image that cannot be read.
     """
 
     def __init__(
@@ -120,115 +147,122 @@ class FolderDataset(Dataset):
         root: str | os.PathLike[str],
         classes: Sequence[str],
         image_shape: tuple[int, int, int],
+        *,
+        bad_files: BadFiles = "error",
     ) -> None:
+        root = Path(root)
         if not classes:
-            raise DataError(f"{root}: no folder in it; one folder for each class is due.")
-        found = [_files(Path(root) / name) for name in classes]
+            raise DataError(f"{named(root)}: no folder in it; one folder for each class is due.")
+        found = [_files(root / name) for name in classes]
         for name, files in zip(classes, found, strict=True):
             if not files:
                 raise DataError(
-                    f"{Path(root) / name}: the class has no images ({' '.join(SUFFIXES)}). "
+                    f"{named(root / name)}: the class has no images ({' '.join(SUFFIXES)}). "
                     "Add some, or remove the folder."
                 )
+        self.root = root
         self.classes = tuple(classes)
         self.paths = tuple(path for files in found for path in files)
         self.labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
         self.image_shape = image_shape
         self.scale = 255.0
         self.mean, self.std = IMAGENET[image_shape[0]]
+        self._sums: dict[Path, str] | None = None
+        _settle([self], bad_files, root)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Return the decoded images at ``indices``, uint8 (b, C, H, W)."""
         decoded = np.empty((len(indices), *self.image_shape), np.uint8)
         for place, index in enumerate(indices):
-            decoded[place] = read_image(self.paths[index], self.image_shape)
+            decoded[place] = self._read(self.paths[index])
         return decoded
 
+    def _read(self, path: Path) -> np.ndarray:
+        if path.suffix.lower() in UNREAD:
+            raise DataError(
+                f"{named(path)}: {path.suffix.lower()[1:].upper()} images are not read; save it as "
+                "PNG or JPEG, or move it elsewhere."
+            )
+        if self._sums is not None:
+            check_sum(path, self._sums)
+        return read_image(path, self.image_shape)
 
-def read_image(
-    path: str | os.PathLike[str],
-    image_shape: tuple[int, int, int],
-    *,
-    largest: int = LARGEST_IMAGE,
-) -> np.ndarray:
-    """Decode an image file to one shape.
-
-    The orientation that a camera noted (EXIF) is applied, the colours become RGB or grey, the
-    image is resized (bicubic) until it just covers ``image_shape``, and its centre is cropped.
-    Of an animation the first frame is read; transparency is dropped; 16-bit grey loses its lower
-    8 bits.
-
-    Parameters
-    ----------
-    path : path
-        A PNG, JPEG, WebP, BMP, GIF, TIFF or PNM file.
-    image_shape : tuple of int
-        ``(C, H, W)`` to return, C being 1 or 3.
-    largest : int, default 64 000 000
-        The most pixels a file may declare; seen before it is decoded.
-
-    Returns
-    -------
-    numpy.ndarray, uint8 (C, H, W)
-        The pixels.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged, truncated, too large, or not an image.
-    """
-    from PIL import Image, ImageOps
-
-    path = Path(path)
-    channels, height, width = image_shape
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file.")
-    with reading(path):
+    def _problem(self, path: Path) -> str:
+        """Return what is wrong with an image, or an empty string."""
         try:
-            opened = Image.open(path, formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DataError(f"{path}: {_too_large(largest)} ({error})") from error
-        with opened:
-            if opened.width * opened.height > largest:
-                raise DataError(f"{path}: {opened.width}x{opened.height}: {_too_large(largest)}")
-            upright = ImageOps.exif_transpose(opened)
-        if upright.mode.startswith("I;16"):
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        elif upright.mode in ("I", "F"):
-            raise DataError(f"{path}: 32-bit grey ({upright.mode}); save it with 8 or 16 bits.")
-        if upright.mode in ("P", "PA"):  # Pillow warns about a palette with transparency otherwise
-            upright = upright.convert("RGBA")
-        coloured = upright.convert("RGB" if channels == 3 else "L")
-        # Cropping before resizing gives the same pixels, and a 1x10000 image no huge one between.
-        factor = min(coloured.height / height, coloured.width / width)
-        left = (coloured.width - factor * width) / 2
-        top = (coloured.height - factor * height) / 2
-        box = (left, top, left + factor * width, top + factor * height)
-        fitted = coloured.resize((width, height), Image.Resampling.BICUBIC, box=box)
-        pixels = np.asarray(fitted, np.uint8)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+            self._read(path)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def _leave_out(self) -> list[str]:
+        """Forget the images that cannot be read, and return what is wrong with them."""
+        problems = list(in_threads(self._problem, self.paths))
+        good = np.array([not problem for problem in problems])
+        self.paths = tuple(path for path, fine in zip(self.paths, good, strict=True) if fine)
+        self.labels = self.labels[good]
+        return [problem for problem in problems if problem]
 
 
-def _too_large(largest: int) -> str:
-    return (
-        f"too large: files that declare more than {largest} pixels are not decoded, since a small "
-        "file may unpack to fill the memory. Make it smaller first."
-    )
+def _settle(parts: Sequence[FolderDataset], bad_files: BadFiles, root: Path) -> None:
+    """Do about bad images what is asked, for all parts at once, and compare with the sums."""
+    sums = read_sums(root)
+    problems = _missing(parts, sums) if sums else []
+    total = sum(len(part) for part in parts) + len(problems)
+    for part in parts:
+        if sums is not None:
+            part._sums = sums
+        if bad_files != "later":
+            problems += part._leave_out()
+    if not problems:
+        return
+    listed = "\n".join(problems[:MOST_LISTED])
+    if len(problems) > MOST_LISTED:
+        listed += f"\n... and {len(problems) - MOST_LISTED} more"
+    count = f"{len(problems)} of {total} images cannot be read"
+    if bad_files != "skip":
+        raise DataError(
+            f"{named(root)}: {count}:\n{listed}\nRepair or remove them, or leave them out with "
+            "bad_files='skip' (vitkit train --set data.bad_files=skip)."
+        )
+    for part in parts:
+        for label, name in enumerate(part.classes):
+            if not np.any(part.labels == label):
+                raise DataError(f"{named(part.root / name)}: no image of it can be read:\n{listed}")
+        part.note = f"{count} and are left out ({named(root)})"
+
+
+def _missing(parts: Sequence[FolderDataset], sums: dict[Path, str]) -> list[str]:
+    """Return a line for each image of a class that is listed, and not there."""
+    present = {path for part in parts for path in part.paths}
+    roots = {part.root for part in parts}
+    return [
+        f"{named(path)}: listed in {NAME}, but not there."
+        for path in sums
+        if path not in present and path.parent.parent in roots and _is_image(path)
+    ]
 
 
 def _folders(root: Path) -> tuple[str, ...]:
     """Return the names of the folders in ``root``, in alphabetical order."""
     if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder.")
-    with reading(root):
-        return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."))
+        raise DataError(f"{named(root)}: there is no such folder.")
+    with reading(named(root)):
+        visible = [path for path in root.iterdir() if path.name[0] != "."]
+        for path in visible:
+            if path.is_symlink() and not path.exists():  # which may have been a class
+                raise DataError(f"{named(path)}: a link to nothing; restore or remove it.")
+        return tuple(sorted(path.name for path in visible if path.is_dir()))
 
 
 def _files(root: Path) -> list[Path]:
-    """Return the images in a class's folder, in alphabetical order."""
-    with reading(root):
-        return sorted(
-            p
-            for p in root.iterdir()
-            if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()
-        )
+    """Return the images in a class's folder, in alphabetical order.
+
+    Among them are links to nothing and what else cannot be read, to be told of.
+    """
+    with reading(named(root)):
+        return sorted(path for path in root.iterdir() if _is_image(path) and not path.is_dir())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in (*SUFFIXES, *UNREAD) and path.name[0] != "."

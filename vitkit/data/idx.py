@@ -11,12 +11,13 @@ import gzip
 import math
 import os
 import struct
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 
-from vitkit.data.checks import reading
+from vitkit.data.checks import named, reading
 from vitkit.errors import DataError
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -58,12 +59,17 @@ def read_idx(path: str | os.PathLike[str], *, limit: int = LARGEST_UNPACKED) -> 
         return _read(file, path, os.fstat(file.fileno()).st_size, limit)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; a folder, pipe or device is refused, a missing one named."""
     if not path.exists():
-        raise DataError(f"{path}: there is no such file.")
+        link = (
+            "it is a link to nothing, or to itself"
+            if path.is_symlink()
+            else "there is no such file"
+        )
+        raise DataError(f"{named(path)}: {link}.")
     if not path.is_file():
-        raise DataError(f"{path}: this is not a regular file.")
+        raise DataError(f"{named(path)}: this is not a regular file.")
     return path.open("rb")
 
 

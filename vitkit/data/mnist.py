@@ -11,6 +11,7 @@ import numpy as np
 from vitkit.data.checks import check_arrays, check_count, reading
 from vitkit.data.dataset import ArrayDataset, Splits
 from vitkit.data.idx import open_regular, read_idx
+from vitkit.data.originals import check_originals
 from vitkit.data.sources import FASHION_MNIST, MNIST, Source, find, locate
 from vitkit.errors import DataError
 
@@ -48,8 +49,7 @@ def mnist(folder: str | os.PathLike[str] | None = None) -> Splits:
     Raises
     ------
     DataError
-        If a file is missing, has other than the official number of images or is not what it
-        should be.
+        If a file is missing or is not the original one.
     """
     return _read(MNIST, DIGITS, folder, mean=0.13066, std=0.30811)
 
@@ -70,8 +70,7 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Splits:
     Raises
     ------
     DataError
-        If a file is missing, has other than the official number of images or is not what it
-        should be.
+        If a file is missing or is not the original one.
     """
     return _read(FASHION_MNIST, CLOTHES, folder, mean=0.28604, std=0.35302)
 
@@ -104,6 +103,7 @@ def _read(
             f"{place}: training images are {parts[0].image_shape} and test images "
             f"{parts[1].image_shape}; the files do not belong together."
         )
+    check_originals(source, place)
     return Splits(*parts)
 
 
