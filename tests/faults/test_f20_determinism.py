@@ -233,7 +233,6 @@ def elsewhere(changes: dict[str, str], before: dict[str, str]) -> dict[str, str]
 OTHERS = (
     {"OPENBLAS_CORETYPE": "Haswell"},
     {"VITKIT_NUM_THREADS": "2"},
-    {"OPENBLAS_CORETYPE": "Prescott", "VITKIT_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"},
     {"VITKIT_KERNELS": "off"},
 )
 
