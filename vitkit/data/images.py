@@ -25,6 +25,8 @@ SUFFIXES = (
 UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2")
 """Suffixes of images that are not read, and would be missed if they were passed over."""
 LARGEST_IMAGE = 64_000_000  # pixels; below the size from which Pillow itself would warn
+EMPTIEST = 1000  # pixels a byte; a photograph has 1 to 20, a PNG of one colour at most 1032
+SMALL = 10_000_000  # pixels that may be as empty as they like: a page in black and white
 CHUNK = 256
 """How many images are looked at before an interrupt is noticed."""
 THREADS = 8
@@ -66,17 +68,20 @@ def read_image(
 
     path = Path(path)
     channels, height, width = image_shape
-    with reading(named(path)), open_regular(path) as file:
-        with _opened(file, path, largest) as opened:
-            upright = ImageOps.exif_transpose(opened)
-        coloured = _coloured(upright, opened.format, path).convert("RGB" if channels == 3 else "L")
+    with (
+        reading(named(path)),
+        open_regular(path) as file,
+        _opened(file, path, largest) as opened,
+    ):
+        ImageOps.exif_transpose(opened, in_place=True)
+        coloured = _coloured(opened, channels, path)
         # Cropping before resizing gives the same pixels, and a 1x10000 image no huge one between.
         factor = min(coloured.height / height, coloured.width / width)
         left = (coloured.width - factor * width) / 2
         top = (coloured.height - factor * height) / 2
         box = (left, top, left + factor * width, top + factor * height)
         fitted = coloured.resize((width, height), Image.Resampling.BICUBIC, box=box)
-        pixels = np.asarray(fitted, np.uint8)
+        pixels = np.asarray(fitted.convert("RGB" if channels == 3 else "L"), np.uint8)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -140,6 +145,13 @@ def _opened(file: BinaryIO, path: Path, largest: int) -> Image.Image:
         raise DataError(f"{named(path)}: cannot be read: {_unknown(start)}") from error
     if opened.width * opened.height > largest:
         raise DataError(f"{named(path)}: {opened.width}x{opened.height}: {_too_large(largest)}")
+    size = os.fstat(file.fileno()).st_size
+    if opened.width * opened.height > max(SMALL, EMPTIEST * size):
+        raise DataError(
+            f"{named(path)}: {opened.width}x{opened.height} pixels in {size} bytes: so much is "
+            "packed into so little only to fill the memory, or where a page is empty. Make it "
+            "smaller first."
+        )
     return opened
 
 
@@ -160,15 +172,20 @@ def _unknown(start: bytes) -> str:
     )
 
 
-def _coloured(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """Return an image of 8 bits that has a conversion to RGB and to grey."""
+def _coloured(image: Image.Image, channels: int, path: Path) -> Image.Image:
+    """Return an image of 8 bits in RGB or grey; grey where it is, as that takes less memory."""
     from PIL import Image
 
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         values: np.ndarray = np.asarray(image)
         return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(f"{named(path)}: 32-bit grey ({image.mode}); save it with 8 or 16 bits.")
+    if image.mode in ("1", "LA"):
+        return image.convert("L")
     if image.mode in ("P", "PA"):  # Pillow warns about a palette with transparency otherwise
-        return image.convert("RGBA")
-    return image.convert("RGB") if image.mode == "LAB" else image
+        image = image.convert("RGBA")
+    elif image.mode == "LAB":  # has no conversion to grey
+        image = image.convert("RGB")
+    due = "RGB" if channels == 3 else "L"
+    return image if image.mode in ("L", due) else image.convert(due)

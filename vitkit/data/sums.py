@@ -20,7 +20,7 @@ NAME = "SHA256SUMS"
 LARGEST = 1 << 28
 """Bytes: of some two million files."""
 LONGEST_LINE = 1 << 14
-LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)\r?\n?", re.DOTALL)
+LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+?)\r?\n?", re.DOTALL)
 
 
 def read_sums(root: Path) -> dict[Path, str] | None:
