@@ -178,11 +178,6 @@ class FolderDataset(Dataset):
         return decoded
 
     def _read(self, path: Path) -> np.ndarray:
-        if path.suffix.lower() in UNREAD:
-            raise DataError(
-                f"{named(path)}: {path.suffix.lower()[1:].upper()} images are not read; save it as "
-                "PNG or JPEG, or move it elsewhere."
-            )
         if self._sums is not None:
             check_sum(path, self._sums)
         return read_image(path, self.image_shape)

@@ -62,12 +62,9 @@ def read_idx(path: str | os.PathLike[str], *, limit: int = LARGEST_UNPACKED) -> 
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; a folder, pipe or device is refused, a missing one named."""
     if not path.exists():
-        link = (
-            "it is a link to nothing, or to itself"
-            if path.is_symlink()
-            else "there is no such file"
-        )
-        raise DataError(f"{named(path)}: {link}.")
+        linked = path.is_symlink()
+        reason = "this is a link to nothing or to itself" if linked else "there is no such file"
+        raise DataError(f"{named(path)}: {reason}.")
     if not path.is_file():
         raise DataError(f"{named(path)}: this is not a regular file.")
     return path.open("rb")

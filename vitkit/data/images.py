@@ -166,6 +166,8 @@ def _unknown(start: bytes) -> str:
     """Say what a file is that starts so, as far as that is of use."""
     if start[4:8] == b"ftyp":
         return "it is an HEIC, HEIF or AVIF image or a video; save it as PNG or JPEG."
+    if start[4:8] in (b"JXL ", b"jP  ") or start[:2] == b"\xff\x0a":
+        return "it is a JPEG XL or JPEG 2000 image; save it as PNG or JPEG."
     return (
         f"no PNG, JPEG, WebP, BMP, GIF, TIFF or PNM image, or one whose header is damaged; it "
         f"starts with {start[:8].hex(' ')}. Get it again, or save it as PNG or JPEG."
