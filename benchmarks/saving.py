@@ -186,7 +186,7 @@ def size_of(path: Path) -> int:
 
 def load() -> float | None:
     """Return how many programs have kept processors busy, over a minute; ours at the end."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def shares(found: dict[str, Any], batch_size: int) -> dict[str, Any]:
