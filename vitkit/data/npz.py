@@ -12,13 +12,13 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
 from vitkit.data.checks import check_arrays, check_labels, reading
 from vitkit.data.dataset import ArrayDataset, Splits, channel_statistics, split
-from vitkit.data.idx import open_regular
+from vitkit.data.idx import LOOSEST, SMALL, open_regular
 from vitkit.errors import DataError
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -91,13 +91,45 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if path.is_dir():
         files = {name: path / f"{name}.npy" for name in NAMES}
         return {name: read_npy(file) for name, file in files.items() if file.is_file()}
-    with reading(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        present = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        return {
-            name: _read_member(archive, present[name], f"{path}: {name}")
-            for name in NAMES
-            if name in present
-        }
+    with reading(path), open_regular(path) as file:
+        pieces = cast("IO[bytes]", _InPieces(file, str(path)))
+        with zipfile.ZipFile(pieces) as archive:
+            infos = archive.infolist()
+            present = {
+                name: [info for info in infos if info.filename in (name, f"{name}.npy")]
+                for name in NAMES
+            }
+            for name, found in present.items():
+                if len(found) > 1:
+                    raise DataError(
+                        f"{path}: {name} is in it {len(found)} times. Save it again with "
+                        "numpy.savez."
+                    )
+            return {
+                name: _read_member(archive, found[0], f"{path}: {name}")
+                for name, found in present.items()
+                if found
+            }
+
+
+class _InPieces:
+    """A file of which nobody reads much at once: zipfile would take a directory of any size."""
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        self._file = file
+        self._where = where
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        if size > PIECE:
+            raise DataError(
+                f"{self._where}: has a list of members of {size} bytes; {PIECE} at most are read. "
+                "Save the arrays again with numpy.savez."
+            )
+        return self._file.read(size)
 
 
 def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
@@ -130,6 +162,11 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) ->
         raise DataError(
             f"{where}: declares {info.file_size} bytes; more than {LARGEST_UNPACKED} are refused. "
             "Use a folder of .npy files if it is really that large."
+        )
+    if info.file_size > max(SMALL, LOOSEST * info.compress_size):
+        raise DataError(
+            f"{where}: {info.file_size} bytes packed into {info.compress_size}: no images pack so "
+            "well; it would only fill the memory. Save it with numpy.savez if it is right."
         )
     with reading(where), archive.open(info) as file:
         return _read_array(file, info.file_size, where)
