@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 """What a run is called that a signal has stopped."""
@@ -22,29 +24,52 @@ class Terminated(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
-    """Leave; the handler of SIGTERM where there is nothing to be saved."""
-    raise Terminated
+def leave(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt or :class:`Terminated`: the handler where nothing is to be saved.
+
+    Python drops what is raised while an object is finalized. The signal then comes again.
+    """
+    if _finalizing(frame):
+        again = threading.Timer(0.001, signal.raise_signal, [number])
+        again.daemon = True
+        again.start()
+        return
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _finalizing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename in _CALLED_BY_COLLECTOR:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_CALLED_BY_COLLECTOR = {
+    weakref.WeakSet.__init__.__code__.co_filename,
+    weakref.finalize.__init__.__code__.co_filename,
+}
 
 
 def leaves(handler: object) -> bool:
     """Whether a handler only ends the process, so that whoever saves first may do without it."""
-    return handler in (signal.default_int_handler, terminate)
+    return handler in (signal.default_int_handler, leave)
 
 
 @contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM end a block by :class:`Terminated`, as Ctrl-C ends it by KeyboardInterrupt.
+def leaving() -> Iterator[None]:
+    """Have a signal end a block by :func:`leave`.
 
     One that is ignored stays ignored, as does one that somebody else handles; signals are left
     alone outside the main thread.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPED:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,7 +13,9 @@ from typer.main import get_command
 from vitkit._version import __version__
 from vitkit.cli import (
     bench,
+    checkpoint,
     data,
+    doctor,
     evaluate,
     info,
     kernels,
@@ -22,9 +24,11 @@ from vitkit.cli import (
     predict,
     streams,
     train,
+    verify,
 )
 from vitkit.errors import ConfigError, VitkitError
 from vitkit.registry import on_missing_name
+from vitkit.signals import Terminated, leaving
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted, 143 terminated."
@@ -73,7 +77,10 @@ plugin_option.COMMANDS.update(
         "train": train.train,
         "evaluate": evaluate.evaluate,
         "predict": predict.predict,
+        "doctor": doctor.doctor,
         "data": data.app,
+        "checkpoint": checkpoint.app,
+        "verify": verify.verify,
         "plugins": plugins.app,
         "info": info.info,
         "kernels": kernels.app,
@@ -115,13 +122,33 @@ def main() -> None:
     """Run the command line; errors become a line, or one for each problem, and an exit code."""
     streams.settle()
     try:
-        app()
+        with leaving():
+            app()
+    except SystemExit as error:
+        if isinstance(error, Terminated):
+            _say(error, ["terminated"])
+        elif (pressed := _ctrl_c(error)) is not None:
+            _say(pressed, ["interrupted"])
+        raise
+    except KeyboardInterrupt as error:
+        _say(error, ["interrupted"])
+        sys.exit(130)
     except Exception as error:
         if _debug:
             traceback.print_exc()
-        for line in [*_lines(error), *getattr(error, "__notes__", ())]:
-            typer.echo(f"vitkit: {line}", err=True)
+        _say(error, _lines(error))
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _say(error: BaseException, lines: list[str]) -> None:
+    for line in [*lines, *getattr(error, "__notes__", ())]:
+        typer.echo(f"vitkit: {line}", err=True)
+
+
+def _ctrl_c(error: SystemExit) -> BaseException | None:
+    """Return the KeyboardInterrupt that typer has made an exit of, if it was one."""
+    cause = getattr(error.__context__, "__cause__", None)
+    return cause if isinstance(cause, KeyboardInterrupt) else None
 
 
 def _lines(error: Exception) -> list[str]:

@@ -151,10 +151,11 @@ def _folder_to_resume(resume: str, out: Path) -> Path:
                 "'vitkit train' has written, or --resume auto for the latest."
             )
         return folder
-    found = sorted(out.glob("*/last.json"), key=lambda path: path.stat().st_mtime)
+    # Not by last.json, which is written after the first checkpoint.
+    found = {path.parent for path in out.glob("*/checkpoints/step-*")}
     if not found:
         raise CheckpointError(f"There is nothing to resume under {out}.")
-    return found[-1].parent
+    return max(found, key=lambda folder: folder.stat().st_mtime).parent
 
 
 def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:

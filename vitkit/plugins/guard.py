@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from vitkit.signals import leave, leaves
+
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
@@ -18,15 +20,13 @@ def guarded() -> Iterator[None]:
     Ctrl-C stays what it is.
     """
     pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         pressed.append(number)
-        raise KeyboardInterrupt
+        leave(number, frame)
 
-    watching = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
+    watching = threading.current_thread() is threading.main_thread() and leaves(before)
     if watching:
         signal.signal(signal.SIGINT, on_signal)
     try:
@@ -38,4 +38,4 @@ def guarded() -> Iterator[None]:
         raise RuntimeError("it raised KeyboardInterrupt") from None
     finally:
         if watching:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)

@@ -87,7 +87,7 @@ class Checkpointing(Callback):
         self.best, self.every, self.command = Best(monitor, mode), every, command
         self.every_steps, self.keep, self.environment = every_steps, keep, environment
         self.best_name = self.last_name = self.resumed_from = ""
-        self._written: tuple[int, ...] | None = None  # step and epoch of the last checkpoint
+        self._written: tuple[int, int] | None = None  # step and epoch of the last checkpoint
         self._before_end: Content | None = None
         self._was_there = False
 
@@ -95,6 +95,9 @@ class Checkpointing(Callback):
         """Make the run folder, unless it is there; it is not made again if it goes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._was_there = True
+        if self._written is not None and self._path(self.last_name).is_dir():
+            # A process that died after it had written this one has left the pointers of others.
+            self._point(*self._written)
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
         """Write a checkpoint if one is due within the epoch.
@@ -225,15 +228,20 @@ class Checkpointing(Callback):
         self._refuse_lost_folder()
         files.save(self._path(name), content.arrays, {"trainer": trainer}, self.environment)
         if last == name:
-            files.write_pointer(self.folder / "last.json", name, step=step, epoch=epoch)
             self._written = (step, epoch)
         self.last_name = last
-        if self.best_name:
-            # Each time, since a process that died just before this line has left the old one.
-            value = {self.best.monitor: self.best.value}
-            files.write_pointer(self.folder / "best.json", self.best_name, **value)
+        if self._written is not None:
+            self._point(*self._written)
         named = {name, last, self.best_name, self.resumed_from}
         runs.tidy(self.folder, runs.to_keep(self.folder, self.keep, step, named))
+
+    def _point(self, step: int, epoch: int) -> None:
+        """Have ``last.json`` and ``best.json`` name what they should."""
+        where = {"step": step, "epoch": epoch}
+        files.write_pointer(self.folder / "last.json", self.last_name, **where)
+        if self.best_name:
+            value = {self.best.monitor: self.best.value}
+            files.write_pointer(self.folder / "best.json", self.best_name, **value)
 
     def _refuse_lost_folder(self) -> None:
         """Raise where the run folder has been removed: alone, a checkpoint could not be resumed."""
@@ -250,7 +258,8 @@ class Checkpointing(Callback):
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Take up which checkpoint is the last, from which the run goes on, and which is best."""
         self.last_name = self.resumed_from = values["last_name"]
-        self._written = tuple(values.get("written") or ()) or None
+        step, epoch = values.get("written") or (None, None)
+        self._written = None if step is None else (step, epoch)
         self.best_name, self.best.value = values["best_name"], values["best"]
         if self.best_name and not self._path(self.best_name).is_dir():
             self.best_name, self.best.value = "", None  # lost; the next one is the best there is

@@ -8,7 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from vitkit.signals import STOPPED, Terminated, leaves
+from vitkit.signals import STOPPED, leave, leaves
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
@@ -77,7 +77,7 @@ class StopOnSignal(Callback):
         if callable(earlier) and not leaves(earlier):
             earlier(number, frame)
         if second:
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+            leave(number, frame)
 
     def on_step_end(self, state: TrainState, log: StepLog) -> None:
         """End the run if a signal has come."""
