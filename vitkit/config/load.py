@@ -27,6 +27,7 @@ from vitkit.registry import did_you_mean
 ENVIRONMENT = {"VITKIT_BACKEND": "backend", "VITKIT_DTYPE": "dtype", "VITKIT_SEED": "seed"}
 """The variables that stand for settings; empty ones are ignored."""
 
+LARGEST_FILE = 1 << 20  # bytes
 Table = dict[str, Any]
 Check: TypeAlias = Callable[[RunConfig, frozenset[str]], list[str]]
 
@@ -133,7 +134,12 @@ def recipe(name: str) -> Table:
 
 def _file(file: Path, problems: list[str]) -> Table:
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            problems.append(f"{_named(file)}: more than {LARGEST_FILE} bytes: no configuration.")
+            return {}
+        return tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
         problems.append(f"{_named(file)}: byte {error.start} is not UTF-8; save the file as UTF-8.")
     except (OSError, ValueError, RecursionError) as error:

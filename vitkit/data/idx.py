@@ -23,6 +23,8 @@ from vitkit.errors import DataError
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GZIP_MAGIC = b"\x1f\x8b"
 LARGEST_UNPACKED = 1 << 30
+LOOSEST = 200  # unpacked bytes to a packed one; images have 1 to 10
+SMALL = 1 << 26  # bytes that may be packed as loosely as they like
 PIECE = 1 << 20
 
 
@@ -53,6 +55,7 @@ def read_idx(path: str | os.PathLike[str], *, limit: int = LARGEST_UNPACKED) -> 
     with reading(path), open_regular(path) as file:
         if file.read(2) == GZIP_MAGIC:
             file.seek(0)
+            limit = min(limit, max(SMALL, LOOSEST * os.fstat(file.fileno()).st_size))
             with gzip.GzipFile(fileobj=file) as unpacked:
                 return _read(cast(BinaryIO, unpacked), path, None, limit)
         file.seek(0)
