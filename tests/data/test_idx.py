@@ -57,7 +57,7 @@ def test_faults(content: bytes, message: str, packed: bool, tmp_path: Path) -> N
     path = tmp_path / "faulty-idx"
     path.write_bytes(gzip.compress(content) if packed else content)
     if packed and ("2147483648" in message or "only 3" in message):
-        message = "more than 1073741824 bytes are refused"
+        message = "more than 67108864 bytes are refused"
     with pytest.raises(DataError, match=f"faulty-idx: .*{message}"):
         read_idx(path)
 

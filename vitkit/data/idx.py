@@ -39,7 +39,7 @@ def read_idx(path: str | os.PathLike[str], *, limit: int = LARGEST_UNPACKED) -> 
     path : path
         The file; whether it is compressed is seen from its first bytes.
     limit : int, default 2**30
-        The most bytes a compressed file may declare.
+        The most bytes a compressed file may declare; also, from 64 MiB on, 200 times its size.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def _read(file: BinaryIO, path: Path, size: int | None, limit: int) -> np.ndarra
         raise _wrong_size(path, shape, due, size - header)
     if size is None and due > limit:
         raise DataError(
-            f"{path}: declares {' x '.join(map(str, shape))} values, {due} bytes unpacked; more "
+            f"{path}: declares {_sides(shape)} values, {due:.6g} bytes unpacked; more "
             f"than {limit} bytes are refused. Unpack the file if it is really that large."
         )
     data = bytearray()
@@ -105,14 +105,16 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[np.dtype[np.generic], tupl
         raise DataError(f"{path}: truncated: the file ends within its header.")
     shape = struct.unpack(f">{dimensions}I", sizes)
     if 0 in shape:
-        raise DataError(f"{path}: declares {' x '.join(map(str, shape))} values, that is none.")
+        raise DataError(f"{path}: declares {_sides(shape)} values, that is none.")
     return np.dtype(TYPES[magic[2]]), shape, 4 + 4 * dimensions
 
 
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape[:6])) + (" x ..." if len(shape) > 6 else "")
+
+
 def _wrong_size(path: Path, shape: tuple[int, ...], due: int, found: int) -> DataError:
-    declared = (
-        f"{path}: declares {' x '.join(map(str, shape))} values, {due} bytes after the header"
-    )
+    declared = f"{path}: declares {_sides(shape)} values, {due:.12g} bytes after the header"
     if found < due:
         return DataError(f"{declared}, but only {found} follow: truncated. Get the file again.")
     return DataError(f"{declared}, but more follow: damaged. Get the file again.")
