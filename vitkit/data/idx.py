@@ -80,7 +80,7 @@ def _read(file: BinaryIO, path: Path, size: int | None, limit: int) -> np.ndarra
         raise _wrong_size(path, shape, due, size - header)
     if size is None and due > limit:
         raise DataError(
-            f"{path}: declares {_sides(shape)} values, {due:.6g} bytes unpacked; more "
+            f"{path}: declares {_sides(shape)} values, {_count(due)} bytes unpacked; more "
             f"than {limit} bytes are refused. Unpack the file if it is really that large."
         )
     data = bytearray()
@@ -113,8 +113,12 @@ def _sides(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape[:6])) + (" x ..." if len(shape) > 6 else "")
 
 
+def _count(size: int) -> str:
+    return str(size) if size < 10**18 else "more than 10^18"
+
+
 def _wrong_size(path: Path, shape: tuple[int, ...], due: int, found: int) -> DataError:
-    declared = f"{path}: declares {_sides(shape)} values, {due:.12g} bytes after the header"
+    declared = f"{path}: declares {_sides(shape)} values, {_count(due)} bytes after the header"
     if found < due:
         return DataError(f"{declared}, but only {found} follow: truncated. Get the file again.")
     return DataError(f"{declared}, but more follow: damaged. Get the file again.")
