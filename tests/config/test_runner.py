@@ -51,6 +51,9 @@ class Silent(Callback):
     def say(self, line: str) -> None:
         self.said.append(line)
 
+    def warn(self, line: str) -> None:
+        self.say(line)
+
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         def count(more: int) -> None:

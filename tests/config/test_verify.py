@@ -40,6 +40,9 @@ class Silent(Callback):
     def say(self, line: str) -> None:
         """Show nothing."""
 
+    def warn(self, line: str) -> None:
+        """Show nothing."""
+
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda more: None

@@ -48,6 +48,9 @@ class Silent:
         """Show nothing, but of a difference."""
         assert "differ" not in line, line
 
+    def warn(self, line: str) -> None:
+        self.say(line)
+
 
 def trained(folder: Path, settings: list[str], *, resume: bool = False) -> dict[str, Any]:
     stored = [folder / "config.toml"] if resume else []

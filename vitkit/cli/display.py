@@ -33,7 +33,7 @@ class Console(Callback):
     Parameters
     ----------
     quiet : bool, default False
-        Whether to show nothing.
+        Whether to show nothing but warnings.
     """
 
     name = "console"
@@ -52,7 +52,11 @@ class Console(Callback):
     def say(self, line: str) -> None:
         """Show a line, above the bar if there is one."""
         if not self.quiet:
-            self._console.print(line, markup=False)
+            self.warn(line)
+
+    def warn(self, line: str) -> None:
+        """Show a line, even where nothing else is shown."""
+        self._console.print(line, markup=False)
 
     def on_start(self, state: TrainState) -> None:
         """Start the bar, on a terminal."""

@@ -79,6 +79,9 @@ class Display(Protocol):
     def say(self, line: str) -> None:
         """Show a line."""
 
+    def warn(self, line: str) -> None:
+        """Show a line that must not be missed."""
+
     def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Show the progress of something that counts images."""
 
@@ -273,7 +276,8 @@ class Run:
         self.recorder.sinks.append(JsonLines(self.folder / "metrics.jsonl", self.state))
         self.recorder.sinks.append(lambda row: self._log(as_line(row, self.state)))
         for line in self.doubts:
-            self._say(line)
+            self.display.warn(line)
+            self._log(line)
         self._say(self._headline())
         self.train()
         if self.profiling is not None and not self.profiling.measured:
