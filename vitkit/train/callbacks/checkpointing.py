@@ -258,8 +258,8 @@ class Checkpointing(Callback):
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Take up which checkpoint is the last, from which the run goes on, and which is best."""
         self.last_name = self.resumed_from = values["last_name"]
-        step, epoch = values.get("written") or (None, None)
-        self._written = None if step is None else (step, epoch)
+        written = values.get("written")
+        self._written = (written[0], written[1]) if written else None
         self.best_name, self.best.value = values["best_name"], values["best"]
         if self.best_name and not self._path(self.best_name).is_dir():
             self.best_name, self.best.value = "", None  # lost; the next one is the best there is
