@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,9 +75,9 @@ FULL = [
     Full("last.json", 20, 3, 9),
     Full("best.json", 10, 1, 6),
     Full("best.json", 30, 4, 15),
-    Full("metrics.jsonl", 0, 4, 6),
+    Full("metrics.jsonl", 0, 4, 3),
     Full("metrics.jsonl", 50, 7, 9),
-    Full("log.txt", 0, 4, 6),
+    Full("log.txt", 0, 4, 3),
     Full("log.txt", 10, 7, 9),
     Full("config.toml", 100, 1, 0),
     Full("env.json", 100, 1, 0),
@@ -144,8 +145,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of 256 pages."""
     place = tmp_path / "disk"
     place.mkdir()
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or umount is None:
+        pytest.skip("no file system can be mounted here: there is no mount or umount")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={256 * PAGE}", "vitkit", str(place)],
+        [mount, "-t", "tmpfs", "-o", f"size={256 * PAGE}", "vitkit", str(place)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -155,7 +159,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True, timeout=60)
+        subprocess.run([umount, "-l", str(place)], check=True, timeout=60)
 
 
 def test_no_room_on_the_disk(small_disk: Path, found: Found, injected: Injected) -> None:
@@ -176,7 +180,7 @@ def test_no_room_on_the_disk(small_disk: Path, found: Found, injected: Injected)
             said + r"[\d,]+ bytes and some more; [\d,]+ are free: make room", end.stderr
         )
         goes_on(found, place, step)
-        subprocess.run(["rm", "-r", str(place)], check=True, timeout=60)
+        shutil.rmtree(place)
     injected("disks full at some moment", counted, at_least=min(10, faults(10)))
 
 
