@@ -196,4 +196,9 @@ def _names(path: Path, official: str) -> tuple[str, ...]:
             f"{path}: {len(set(names))} different class names; {len(builtin)} are due, one a "
             "line. Get the file again, or delete it to use the built-in names."
         )
+    if names != builtin and sorted(names) == sorted(builtin):
+        raise DataError(
+            f"{path}: the official class names in another order, so labels would have the wrong "
+            "ones. Get the file again, or delete it to use the built-in names."
+        )
     return names

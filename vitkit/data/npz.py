@@ -19,6 +19,7 @@ import numpy as np
 from vitkit.data.checks import check_arrays, check_labels, reading
 from vitkit.data.dataset import ArrayDataset, Splits, channel_statistics, split
 from vitkit.data.idx import LOOSEST, SMALL, open_regular
+from vitkit.data.sums import check_sum, read_sums
 from vitkit.errors import DataError
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -34,6 +35,8 @@ def npz(path: str | os.PathLike[str], *, classes: Sequence[str] | None = None) -
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, uint8 or float from 0
     to 1 in steps of 1/255, which become uint8 exactly. Labels are integers (N,) or one-hot (N, K).
     Without ``x_test``, a stratified fifth of the images is the test part, and its ``note`` says so.
+    Where a folder has a file ``SHA256SUMS``, as ``sha256sum`` writes it, the ``.npy`` files must
+    have the contents that it says; they have no checksum of their own.
 
     Parameters
     ----------
@@ -62,12 +65,14 @@ def npz(path: str | os.PathLike[str], *, classes: Sequence[str] | None = None) -
             ".npz file or as .npy files of a folder."
         )
     labels, num_classes = _labels(arrays["y_train"], f"{path}: y_train")
-    names = tuple(classes) if classes else tuple(map(str, range(num_classes)))
     if len(labels) and labels.min() > 0:
         raise DataError(
             f"{path}: y_train: labels run from {labels.min()} to {labels.max()}; they must start "
             f"at 0. Subtract {labels.min()} if classes were counted from there."
         )
+    if not classes and arrays["y_train"].shape[1:] in ((), (1,)):  # one-hot says how many
+        _refuse_gaps(labels, num_classes, f"{path}: y_train")
+    names = tuple(classes) if classes else tuple(map(str, range(num_classes)))
     images = _images(arrays["x_train"], f"{path}: x_train")
     check_arrays(images, labels, len(names), f"{path}: x_train, y_train")
     mean, std = channel_statistics(images)
@@ -90,7 +95,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays that a file or folder has of those expected."""
     if path.is_dir():
         files = {name: path / f"{name}.npy" for name in NAMES}
-        return {name: read_npy(file) for name, file in files.items() if file.is_file()}
+        sums = read_sums(path)
+        here = {name: npy for name, npy in files.items() if npy.is_file() or npy in (sums or ())}
+        if sums is not None:
+            for npy in here.values():
+                check_sum(npy, sums)
+        return {name: read_npy(npy) for name, npy in here.items()}
     with reading(path), open_regular(path) as file:
         pieces = cast("IO[bytes]", _InPieces(file, str(path)))
         with zipfile.ZipFile(pieces) as archive:
@@ -216,6 +226,19 @@ def _labels(labels: np.ndarray, where: str) -> tuple[np.ndarray, int]:
     num_classes = int(labels.max(initial=0)) + 1 if labels.dtype.kind in "iu" else 1
     check_labels(labels, num_classes, where)
     return labels.astype(np.int64), num_classes
+
+
+def _refuse_gaps(labels: np.ndarray, num_classes: int, where: str) -> None:
+    """Refuse a number of classes that only a label far from the others has made."""
+    found = np.unique(labels)
+    if 0 < len(found) < num_classes:
+        absent = np.flatnonzero(found != np.arange(len(found)))
+        first = int(absent[0]) if len(absent) else len(found)
+        raise DataError(
+            f"{where}: labels run to {num_classes - 1}, but no image has the label {first} "
+            f"({num_classes - len(found)} such classes). Correct the labels, or number the classes "
+            "without a gap."
+        )
 
 
 def _from_one_hot(labels: np.ndarray, where: str) -> np.ndarray:
