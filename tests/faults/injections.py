@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
+import shutil
 import signal
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,3 +91,57 @@ def full(name: str, at: int, time_: int) -> None:
     safetensors.numpy.save_file = limited(
         safetensors.numpy.save_file, lambda arrays, path: Path(path)
     )
+
+
+def stop_after(step: int) -> None:
+    """Have a SIGTERM come in a step."""
+    from vitkit.train import TrainState
+
+    begin = TrainState.begin_update
+
+    def begun(self: TrainState) -> None:
+        if self.step + 1 == step:
+            signal.raise_signal(signal.SIGTERM)
+        begin(self)
+
+    TrainState.begin_update = begun  # type: ignore[method-assign]
+
+
+def refuse(call: str, number: int, pattern: str) -> None:
+    """Have the system refuse a call of ``os`` with an error, for paths with a pattern."""
+    asked = getattr(os, call)
+
+    def refusing(target: Any, *args: Any, **kwargs: Any) -> Any:
+        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else str(target)
+        if re.search(pattern, path):
+            raise OSError(number, os.strerror(number), path)
+        return asked(target, *args, **kwargs)
+
+    setattr(os, call, refusing)
+
+
+def lose_the_folder(move: bool) -> None:
+    """Have somebody remove the run folder, or move it away, when the second checkpoint is there."""
+    from vitkit.train.callbacks import Checkpointing
+
+    write = Checkpointing._write
+
+    def writing(self: Checkpointing, *args: Any) -> None:
+        write(self, *args)
+        if len(list((self.folder / "checkpoints").iterdir())) == 2:
+            if move:
+                self.folder.rename(self.folder.parents[1] / "moved")
+            else:
+                shutil.rmtree(self.folder)
+
+    Checkpointing._write = writing  # type: ignore[method-assign]
+
+
+def obey_modes() -> None:
+    """Have the modes of files count, which do not for root, by giving its capabilities up."""
+    if os.getuid():
+        return
+    header = struct.pack("Ii", 0x20080522, 0)  # version 3 of the call, of this process
+    none = bytes(24)
+    if ctypes.CDLL(None, use_errno=True).capset(header, none):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be given up")
