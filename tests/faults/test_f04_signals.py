@@ -26,6 +26,7 @@ from injecting import Injected, faults
 from vitkit.checkpoint import load_latest, runs
 from vitkit.data import Loader, digits
 from vitkit.models import ViT
+from vitkit.signals import Terminated, leaving
 from vitkit.train import Trainer, TrainState
 from vitkit.train.callbacks import Callback, Checkpointing, StopOnSignal, Validation
 
@@ -266,3 +267,23 @@ def test_a_signal_ends_a_validation_and_leaves_the_epoch_open(tmp_path: Path) ->
     state = trainer.fit(loader, epochs=3, state=state)
     assert (state.step, state.epoch) == (9, 3)
     assert len(batches) == 5 + 3 + 3
+
+
+def test_a_signal_while_an_object_is_finalized_is_not_lost() -> None:
+    """Python drops what a finalizer raises."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(TERM)
+
+    before = signal.getsignal(TERM)
+
+    def work() -> None:
+        with leaving():
+            Finalized()
+            wait_for(lambda: False, AT_ONCE)
+
+    with pytest.raises(Terminated) as left:
+        work()
+    assert left.value.code == 143
+    assert signal.getsignal(TERM) is before

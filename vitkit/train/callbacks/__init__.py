@@ -1,6 +1,7 @@
 """What watches a run: recording, validating, averaging, saving, stopping."""
 
 from vitkit.train.callbacks.base import Callback as Callback
+from vitkit.train.callbacks.base import LeaveOpen as LeaveOpen
 from vitkit.train.callbacks.checkpointing import Checkpointing as Checkpointing
 from vitkit.train.callbacks.evaluation import Average as Average
 from vitkit.train.callbacks.evaluation import EarlyStopping as EarlyStopping
