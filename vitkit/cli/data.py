@@ -91,7 +91,8 @@ def _of_a_plugin(name: str, done: str) -> Entry | None:
 def prepare(name: Name, folder: Folder = None, plugin: PluginFiles = None) -> None:
     """Download or make the files of a data set, and check them.
 
-    No other command does.
+    No other command does. A file that was copied to the folder, as its authors publish it, is not
+    downloaded.
     """
     from vitkit.cli.display import Console
     from vitkit.data import data_dir
