@@ -129,6 +129,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have what is remembered of folders of images kept elsewhere."""
+    place = tmp_path_factory.mktemp("remembered")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitkit.data.remembered.cache", lambda: place)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Refuse every connection that leaves this machine."""
     connect, connect_ex = socket.socket.connect, socket.socket.connect_ex

@@ -251,12 +251,14 @@ def test_names_that_a_stream_or_a_line_cannot_hold(
 ) -> None:
     out = "-l\u00e4uft \N{CAT FACE}"
     given = ["--dataset", "folder", "--data-dir", f"./{photos.name}", "--out", out]
-    end = start(*SMALL, *given, "--batch-size", "4", "--set", "model.image_size=8")
+    home = {"XDG_CACHE_HOME": f"{place}/cache of images"}
+    end = start(*SMALL, *given, "--batch-size", "4", "--set", "model.image_size=8", **home)
     assert end.returncode == 0, end.stderr
     (folder,) = (place / out).iterdir()
     lines = end.stdout.splitlines()
     again = next(line for line in lines if line.startswith("  vitkit evaluate "))
-    assert start(through=f'"$1" -m {again.strip()}').returncode == 0  # what is said can be pasted
+    # What is said can be pasted.
+    assert start(through=f'"$1" -m {again.strip()}', **home).returncode == 0
     image = photos / "test" / "café \N{CAT FACE}" / "-\u00fc 1.png"
     for variables in NARROW:
         end = start("predict", str(folder), str(image), "--top", "5", **variables)

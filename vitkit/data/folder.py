@@ -12,6 +12,7 @@ import numpy as np
 from vitkit.data.checks import named, reading
 from vitkit.data.dataset import Dataset, Splits, split
 from vitkit.data.images import SUFFIXES, UNREAD, in_threads, read_image
+from vitkit.data.remembered import Remembered
 from vitkit.data.sums import NAME, check_sum, read_sums
 from vitkit.errors import ConfigError, DataError
 
@@ -57,9 +58,10 @@ def folder(
     bad_files : {"error", "skip", "later"}, default "error"
         What is done about images that cannot be read. For the first two every image is decoded
         once before anything else, some thousands in 10 s: with ``"error"`` all bad ones are then
-        listed, with ``"skip"`` they are left out and the parts' ``note`` says how many. With
-        ``"later"`` an image is first looked at when it is needed, and the first bad one ends the
-        run.
+        listed, with ``"skip"`` they are left out and the parts' ``note`` says how many. Which were
+        good is remembered in the user's cache, so that later only those are decoded that are new,
+        have changed (by their size and times), or were bad. With ``"later"`` an image is first
+        looked at when it is needed, and the first bad one ends the run.
 
     Returns
     -------
@@ -190,13 +192,11 @@ class FolderDataset(Dataset):
             return str(error)
         return ""
 
-    def _leave_out(self) -> list[str]:
-        """Forget the images that cannot be read, and return what is wrong with them."""
-        problems = list(in_threads(self._problem, self.paths))
-        good = np.array([not problem for problem in problems])
+    def _leave_out(self, problems: dict[Path, str]) -> None:
+        """Forget the images with which something is wrong."""
+        good = np.array([path not in problems for path in self.paths])
         self.paths = tuple(path for path, fine in zip(self.paths, good, strict=True) if fine)
         self.labels = self.labels[good]
-        return [problem for problem in problems if problem]
 
 
 def _settle(parts: Sequence[FolderDataset], bad_files: BadFiles, root: Path) -> None:
@@ -207,8 +207,11 @@ def _settle(parts: Sequence[FolderDataset], bad_files: BadFiles, root: Path) -> 
     for part in parts:
         if sums is not None:
             part._sums = sums
-        if bad_files != "later":
-            problems += part._leave_out()
+    if bad_files != "later":
+        bad = _bad(parts, Remembered(root, parts[0].image_shape, sums))
+        problems += bad.values()
+        for part in parts:
+            part._leave_out(bad)
     if not problems:
         return
     listed = "\n".join(problems[:MOST_LISTED])
@@ -225,6 +228,17 @@ def _settle(parts: Sequence[FolderDataset], bad_files: BadFiles, root: Path) -> 
             if not np.any(part.labels == label):
                 raise DataError(f"{named(part.root / name)}: no image of it can be read:\n{listed}")
         part.note = f"{count} and are left out ({named(root)})"
+
+
+def _bad(parts: Sequence[FolderDataset], remembered: Remembered) -> dict[Path, str]:
+    """Return what is wrong with each image that cannot be read, decoding those not known."""
+    unknown = remembered.unknown([path for part in parts for path in part.paths])
+    say = remembered.noting(parts[0]._problem)
+    try:
+        said = list(in_threads(say, unknown))
+    finally:  # one that is interrupted after minutes goes on where it was
+        remembered.write()
+    return {path: problem for path, problem in zip(unknown, said, strict=True) if problem}
 
 
 def _missing(parts: Sequence[FolderDataset], sums: dict[Path, str]) -> list[str]:

@@ -27,6 +27,8 @@ UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2")
 LARGEST_IMAGE = 64_000_000  # pixels; below the size from which Pillow itself would warn
 EMPTIEST = 1000  # pixels a byte; a photograph has 1 to 20, a PNG of one colour at most 1032
 SMALL = 10_000_000  # pixels that may be as empty as they like: a page in black and white
+CHECK = 1
+"""To be raised when fewer files become images than before, so that all are looked at again."""
 CHUNK = 256
 """How many images are looked at before an interrupt is noticed."""
 THREADS = 8
@@ -117,6 +119,19 @@ def read_images(
     if problems:
         raise DataError("\n".join(problems))
     return np.stack(found)
+
+
+def options(image_shape: tuple[int, int, int]) -> dict[str, object]:
+    """Return what decides, beside a file, whether :func:`read_image` reads it; JSON can hold it."""
+    from PIL import Image, ImageFile, __version__
+
+    return {
+        "check": CHECK,
+        "pillow": __version__,
+        "image_shape": list(image_shape),
+        "limits": [LARGEST_IMAGE, EMPTIEST, SMALL, Image.MAX_IMAGE_PIXELS],
+        "truncated": bool(ImageFile.LOAD_TRUNCATED_IMAGES),  # which other libraries switch on
+    }
 
 
 def in_threads(say: Callable[[Path], str], paths: Sequence[Path]) -> Iterator[str]:
