@@ -27,9 +27,10 @@ class Terminated(SystemExit):
 def leave(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt or :class:`Terminated`: the handler where nothing is to be saved.
 
-    Python drops what is raised while an object is finalized. The signal then comes again.
+    Python drops what is raised while an object is finalized, and in what C code calls. The signal
+    then comes again.
     """
-    if _finalizing(frame):
+    if _drops(frame):
         again = threading.Timer(0.001, signal.raise_signal, [number])
         again.daemon = True
         again.start()
@@ -37,14 +38,17 @@ def leave(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
-def _finalizing(frame: FrameType | None) -> bool:
+def _drops(frame: FrameType | None) -> bool:
+    """Whether what is raised in a frame is dropped on its way out."""
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename in _CALLED_BY_COLLECTOR:
+        if frame.f_code.co_name in _CALLED_BY_C or frame.f_code.co_filename in _CALLED_BY_COLLECTOR:
             return True
         frame = frame.f_back
     return False
 
 
+_CALLED_BY_C = {"__del__", "_raw_object_cache_notify", "_raw_object_cache_getbuffer"}
+"""The interpreter's, and those of llvmlite that LLVM calls while it compiles."""
 _CALLED_BY_COLLECTOR = {
     weakref.WeakSet.__init__.__code__.co_filename,
     weakref.finalize.__init__.__code__.co_filename,

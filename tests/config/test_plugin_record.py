@@ -299,7 +299,7 @@ def test_a_run_whose_results_cannot_be_had_is_saved(
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("no luck")
 
-    monkeypatch.setattr("vitkit.config.runner.evaluate", broken)
+    monkeypatch.setattr("vitkit.config.summary.evaluate", broken)
     with pytest.raises(ZeroDivisionError) as error:
         run(configured(configure, tmp_path), tmp_path / "run", Console(quiet=True))
     (note,) = error.value.__notes__

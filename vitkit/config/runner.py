@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,13 +34,13 @@ from vitkit.config.plugin_record import record_of, refuse_missing
 from vitkit.config.prepare import Prepared, prepare, refuse
 from vitkit.config.resolve import resolved, spelled_out, with_layers
 from vitkit.config.run import RunConfig
+from vitkit.config.summary import summary_of
 from vitkit.errors import CheckpointError
 from vitkit.kernels.state import describe as on_cpu
 from vitkit.kernels.state import describe_gpu
 from vitkit.optim import EMA
 from vitkit.plugins import active
-from vitkit.signals import STOPPED, Terminated
-from vitkit.train import plots
+from vitkit.signals import Terminated
 from vitkit.train.bad_steps import BadSteps
 from vitkit.train.callbacks import (
     Average,
@@ -56,12 +56,11 @@ from vitkit.train.callbacks import (
     as_line,
 )
 from vitkit.train.callbacks.profiling import as_lines
-from vitkit.train.environment import describe, numerics
-from vitkit.train.evaluate import evaluate
+from vitkit.train.environment import describe, differences, numerics
 from vitkit.train.loss_scale import loss_scale_for
 from vitkit.train.needed import needed
 from vitkit.train.preprocess import Preprocess
-from vitkit.train.restore import documents, restore
+from vitkit.train.restore import documents
 from vitkit.train.state import TrainState
 from vitkit.train.trainer import Trainer
 
@@ -84,18 +83,6 @@ class Display(Protocol):
 
     def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Show the progress of something that counts images."""
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line if a resumed run is computed with something else than before."""
-    differ = [
-        f"{key} was {old}, is {now.get(key, 'unknown')}"
-        for key, old in before.items()
-        if now.get(key) != old
-    ]
-    if not differ:
-        return []
-    return [f"The last digits may differ from those of an undisturbed run: {'; '.join(differ)}."]
 
 
 def folder_name(config: RunConfig) -> str:
@@ -267,7 +254,7 @@ class Run:
     def _profiled(self, found: dict[str, Any]) -> None:
         self._write("profile.json", json.dumps(found, indent=1) + "\n")
         for line in as_lines(found):
-            self._say(line)
+            self.say(line)
 
     def finish(self) -> dict[str, Any]:
         """Train, evaluate, draw, and return the summary."""
@@ -278,15 +265,15 @@ class Run:
         for line in self.doubts:
             self.display.warn(line)
             self._log(line)
-        self._say(self._headline())
+        self.say(self._headline())
         self.train()
         if self.profiling is not None and not self.profiling.measured:
             left_out = self.profiling.warmup
-            self._say(f"Too few steps for a profile: the first {left_out} are left out.")
+            self.say(f"Too few steps for a profile: the first {left_out} are left out.")
         if self.state.stop:
-            self._say(f"Stopped: {self.state.stop}.")
+            self.say(f"Stopped: {self.state.stop}.")
         try:
-            summary = self._summary()
+            summary = summary_of(self)
         except (Exception, KeyboardInterrupt, Terminated) as error:
             note = "The training is saved, and only its results are missing."
             cure = "Once this is put right" if isinstance(error, Exception) else "To have them"
@@ -355,64 +342,11 @@ class Run:
             f"{train.epochs} epochs of {len(self.parts.train)} batches{start}."
         )
 
-    def _summary(self) -> dict[str, Any]:
-        """Evaluate the best checkpoint on what is held back, draw pictures, and sum up."""
-        best = restore(self.folder, backend=self.parts.model.xp)
-        interrupted = self.state.stop in STOPPED.values()
-        results: dict[str, float] = {}
-        parts = {"val": self.parts.val, "test": self.parts.test}
-        for part, loader in parts.items():
-            if loader is not None and not interrupted:
-                with self.display.counting(part, len(loader.dataset)) as on_batch:
-                    found = evaluate(
-                        best.model,
-                        loader,
-                        loss=self.parts.loss,
-                        preprocess=best.preprocess,
-                        on_batch=on_batch,
-                    )
-                results |= {f"{part}_accuracy": found.accuracy, f"{part}_loss": found.loss}
-        pictures = [] if interrupted else self._pictures(best)
-        return {
-            "dataset": self.config.data.name,
-            "model": self.parts.model.config.variant,
-            "parameters": self.parts.model.num_parameters,
-            "backend": self.parts.model.xp.__name__,
-            "seed": self.config.seed,
-            "epochs": self.state.epoch,
-            "steps": self.state.step,
-            "seconds": round(self.state.seconds, 2),
-            "train_loss": self.state.metrics.get("train_loss"),
-            "val_accuracy": results.get("val_accuracy"),
-            "val_loss": results.get("val_loss"),
-            "test_accuracy": results.get("test_accuracy"),
-            "test_loss": results.get("test_loss"),
-            "test_images": len(self.data.test),
-            "note": self.data.test.note,
-            "train_note": self.data.train.note,
-            "stopped": self.state.stop or None,
-            "checkpoint": best.checkpoint.path.name,
-            "plots": pictures,
-        }
-
-    def _pictures(self, best: Any) -> list[str]:
-        if not plots.available():
-            self._say(plots.MISSING)
-            return []
-        curve, attention = self.folder / "plots/curve.png", self.folder / "plots/attention.png"
-        plots.learning_curve(self.folder / "metrics.jsonl", curve)
-        drawn = [curve]
-        try:
-            plots.attention_picture(best.model, self.data.test, best.preprocess, attention)
-            drawn.append(attention)
-        except NotImplementedError as error:
-            self._say(f"No picture of attention: {error}")
-        return [path.relative_to(self.folder).as_posix() for path in drawn]
-
     def _write(self, name: str, text: str) -> None:
         files.write_file(self.folder / name, text)
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Show a line, and write it to the log."""
         self.display.say(line)
         self._log(line)
 

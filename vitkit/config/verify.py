@@ -16,12 +16,12 @@ import vitkit.checkpoint.files as files
 from vitkit.checkpoint.runs import Entry, entries
 from vitkit.config.load import load
 from vitkit.config.prepare import prepare
-from vitkit.config.runner import Display, Run, differences
+from vitkit.config.runner import Display, Run
 from vitkit.errors import CheckpointError, ConfigError
 from vitkit.signals import Terminated
 from vitkit.train.callbacks import Callback, Checkpointing, JsonLines, TimeLimit
 from vitkit.train.callbacks.logging import Row
-from vitkit.train.environment import numerics
+from vitkit.train.environment import differences, numerics
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 

@@ -67,8 +67,9 @@ def register_datasets(register: Register) -> Any:
 
     A function that returns :class:`vitkit.data.Splits`. Its first argument is the path that the
     user gives, if it takes one at all; it also gets those of ``image_size``, ``in_channels``,
-    ``seed`` and ``bad_files`` that its parameters name. ``prepare(folder, progress)`` brings or makes its files,
-    for ``vitkit data prepare photos``, and returns the folder. Used as ``--dataset photos``.
+    ``seed`` and ``bad_files`` that its parameters name. ``prepare(folder, progress)`` brings or
+    makes its files, for ``vitkit data prepare photos``, and returns the folder. Used as
+    ``--dataset photos``.
     """
 
 

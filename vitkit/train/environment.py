@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -91,6 +92,18 @@ def numerics(xp: ArrayModule) -> dict[str, str]:
         "threads": str(kernels["threads"]),
         "numba": _version("numba"),
     }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line if a resumed run is computed with something else than before."""
+    differ = [
+        f"{key} was {old}, is {now.get(key, 'unknown')}"
+        for key, old in before.items()
+        if now.get(key) != old
+    ]
+    if not differ:
+        return []
+    return [f"The last digits may differ from those of an undisturbed run: {'; '.join(differ)}."]
 
 
 def _version(name: str) -> str:

@@ -23,8 +23,11 @@ PAGE = 4096
 class _Loan:
     """The owner of one array's memory, which it puts back on its shelf when the array dies."""
 
+    _shelf: Workspace | None = None
+
     def __init__(self, shelf: Workspace, block: np.ndarray, shape: tuple[int, ...], kind: str):
-        self._shelf, self._block = shelf, block
+        self._block = block
+        self._shelf = shelf  # last: a signal may end the program between any two lines
         address = -(-block.ctypes.data // 64) * 64
         self.__array_interface__ = {
             "version": 3,
@@ -34,7 +37,8 @@ class _Loan:
         }
 
     def __del__(self) -> None:
-        self._shelf._return(self._block)
+        if self._shelf is not None:
+            self._shelf._return(self._block)
 
 
 class Workspace:
