@@ -17,6 +17,7 @@ import pytest
 import safetensors.numpy
 
 import vitkit.checkpoint.files as files
+from vitkit.checkpoint import Unreadable
 from vitkit.errors import CheckpointError
 
 ARRAYS = {
@@ -319,3 +320,24 @@ def test_one_document_can_be_read_alone(saved: Path) -> None:
     (saved / "trainer.json").write_text('{"state": {"step": 8}}')
     with pytest.raises(CheckpointError, match=r"trainer\.json has \d+ of \d+ bytes"):
         files.load_document(saved, "trainer")
+
+
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LARGEST_DOCUMENT", 1000)
+    with pytest.raises(CheckpointError, match=r"trainer\.json would have .* Keep less"):
+        files.save(tmp_path / "new", ARRAYS, {"trainer": {"seen": list(range(1000))}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_now_may_be_whole(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(file: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(file))
+
+    monkeypatch.setattr(files, "_sha256", broken)
+    for read in (files.load, files.verify):
+        with pytest.raises(Unreadable, match=r"Cannot read .* Input/output error.* Try again"):
+            read(saved)

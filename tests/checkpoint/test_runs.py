@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vitkit.checkpoint.files as files
-from vitkit.checkpoint import NewerFormat, entries, latest, load_latest, runs
+from vitkit.checkpoint import NewerFormat, Unreadable, entries, latest, load_latest, runs
 from vitkit.errors import CheckpointError
 
 NAMES = """step-00000002 step-00000010 step-00000010-open step-00000010-2 step-00000009
@@ -102,3 +102,22 @@ def test_what_is_kept(run: Path) -> None:
         "step-00000001-partial-open",
     }
     assert {path.name for path in removed} == {*NAMES, *OTHERS} - left
+
+
+def test_one_that_cannot_be_read_now_is_not_passed_over(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(file: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(files, "_sha256", broken)
+    with pytest.raises(Unreadable, match="step-123456789"):
+        load_latest(run)
+
+
+def test_a_run_that_was_ended_before_its_first_checkpoint_is_told_how_to_begin(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(CheckpointError, match=r"vitkit train --config .*config\.toml"):
+        load_latest(tmp_path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from vitkit.cli import main
+from vitkit.cli import main, train
 from vitkit.config.lock import locked
 from vitkit.errors import CheckpointError, ConfigError
 
@@ -124,3 +125,12 @@ def test_a_run_that_differs_has_another_exit_code(folder: Path) -> None:
     assert text.endswith("\nNOT the same\n")
     with pytest.raises(ConfigError, match="--from: got 'x'"):
         invoke("verify", folder, "-q", "--from", "x")
+
+
+def test_auto_is_the_run_that_was_saved_last(trained: Path, tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "old")):
+        folder = Path(shutil.copytree(trained, tmp_path / name))
+        for checkpoint in (folder / "checkpoints").iterdir():
+            os.utime(checkpoint, (10**9 - age, 10**9 - age))
+    os.utime(tmp_path / "old" / "checkpoints")
+    assert train._folder_to_resume("auto", tmp_path).name == "new"

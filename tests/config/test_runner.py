@@ -544,3 +544,73 @@ def test_another_environment_is_said_when_a_run_goes_on(
 def test_a_folder_is_named_after_the_run(configure: Callable[..., RunConfig]) -> None:
     assert folder_name(configure()).endswith("-npz-Ti-4")
     assert folder_name(configure("name=first")).endswith("-first")
+
+
+def test_a_run_that_was_stopped_early_stays_so(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder = tmp_path / "run"
+    settings = ["train.patience=1", "train.lr=1e-9", "train.epochs=9"]
+    settings += ["train.monitor=val_accuracy", "train.mode=max"]
+    found = run(configure(*settings), folder, Silent())
+    assert "early stopping" in found["stopped"]
+    file = folder / "config.toml"
+    again = run(configure(file=file), folder, Silent(), resume=True)
+    assert (again["steps"], again["stopped"]) == (found["steps"], found["stopped"])
+    longer = run(configure("train.patience=2", file=file), folder, Silent(), resume=True)
+    assert longer["steps"] > found["steps"]
+
+
+@pytest.mark.parametrize("change", ["classes", "images"])
+def test_other_data_are_refused_when_a_run_goes_on(
+    change: str,
+    tmp_path: Path,
+    configure: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "run"
+    run(configure(), folder, Silent(stop_at=3))
+    made = runner.prepare
+
+    def other(config: RunConfig) -> Any:
+        prepared = made(config)
+        if change == "classes":
+            names = prepared.data.train.classes
+            prepared.data.train.classes = (*names[:-1], "another")
+        else:
+            prepared.parts.train.batch_size = 1
+        return prepared
+
+    monkeypatch.setattr(runner, "prepare", other)
+    message = {"classes": "the classes were .*another", "images": "another number of images"}
+    with pytest.raises(CheckpointError, match=message[change]):
+        run(configure(file=folder / "config.toml"), folder, Silent(), resume=True)
+
+
+def test_a_damaged_best_does_not_keep_a_run_from_its_end(
+    tmp_path: Path, configure: Callable[..., RunConfig]
+) -> None:
+    folder, display = tmp_path / "run", Silent()
+    monitor = ("train.monitor=val_accuracy", "train.mode=max", "train.lr=1e-9")
+    found = run(configure(*monitor), folder, Silent())
+    best = find_checkpoint(folder, "best")
+    weights = best / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert best != find_checkpoint(folder, "last")
+    again = run(configure(file=folder / "config.toml"), folder, display, resume=True)
+    assert again["steps"] == found["steps"]
+    assert again["checkpoint"] == find_checkpoint(folder, "last").name
+    assert not (folder / "best.json").exists()
+
+
+def test_lines_that_are_no_rows_are_left_out(
+    tmp_path: Path, configure: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    run(configure("train.log_every=1"), whole, Silent())
+    run(configure("train.log_every=1"), folder, Silent(stop_at=3))
+    metrics = folder / "metrics.jsonl"
+    metrics.write_bytes(b"\0\0\0\n[1]\n\xff\n" + metrics.read_bytes() + b'{"event": "st')
+    run(configure(file=folder / "config.toml"), folder, Silent(), resume=True)
+    assert rows_of(folder) == rows_of(whole)
+    assert "metrics.jsonl has 3 lines that are no rows" in caplog.text

@@ -150,3 +150,13 @@ def test_another_environment_is_said(folder: Path) -> None:
     files.save(path, found.arrays, found.documents, environment)
     (line,) = verify(folder, Silent()).environment
     assert "threads was 64" in line
+
+
+def test_a_run_that_saved_each_step_is_found_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "available", lambda: False)
+    run(load([], [*SETTINGS, "train.save_every=1"], environ={}), tmp_path / "run", Silent())
+    found = verify(tmp_path / "run", Silent(), start="step-00000001")
+    assert found.same
+    assert len(found.compared) == 10

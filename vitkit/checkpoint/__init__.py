@@ -2,6 +2,7 @@
 
 from vitkit.checkpoint.files import Checkpoint as Checkpoint
 from vitkit.checkpoint.files import NewerFormat as NewerFormat
+from vitkit.checkpoint.files import Unreadable as Unreadable
 from vitkit.checkpoint.files import load as load
 from vitkit.checkpoint.files import read_pointer as read_pointer
 from vitkit.checkpoint.files import save as save

@@ -43,6 +43,10 @@ class NewerFormat(CheckpointError):
     """A checkpoint was written by a later version of vitkit, and may be whole."""
 
 
+class Unreadable(CheckpointError):
+    """A checkpoint cannot be read here and now, and may be whole."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The verified content of a checkpoint directory.
@@ -103,7 +107,14 @@ def save(
             whole = {name: np.asarray(array, order="C") for name, array in named.items()}
             safetensors.numpy.save_file(whole, temporary / f"{stem}.safetensors")
         for stem, document in documents.items():
-            (temporary / f"{stem}.json").write_text(_as_json(document), encoding="utf-8")
+            text = _as_json(document)
+            if len(text.encode()) > LARGEST_DOCUMENT:
+                raise CheckpointError(
+                    f"Cannot write the checkpoint {path}: {stem}.json would have {len(text):,} "
+                    f"characters, and none of more than {LARGEST_DOCUMENT:,} bytes is read again. "
+                    "Keep less in the states of callbacks."
+                )
+            (temporary / f"{stem}.json").write_text(text, encoding="utf-8")
         files = {
             file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in sorted(temporary.iterdir())
@@ -154,7 +165,7 @@ def load(path: Path) -> Checkpoint:
             else:
                 documents[file.stem] = _read_json(file)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _refused(path, error) from error
     return Checkpoint(path, arrays, documents, manifest["environment"])
 
 
@@ -177,7 +188,7 @@ def verify(path: Path) -> dict[str, str]:
             _verified(path, name, entry)
         return {name: str(entry["sha256"]) for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _refused(path, error) from error
 
 
 def load_document(path: Path, stem: str) -> dict[str, Any]:
@@ -192,7 +203,7 @@ def load_document(path: Path, stem: str) -> dict[str, Any]:
     try:
         return _read_json(_verified(path, name, _manifest(path)["files"].get(name)))
     except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _refused(path, error) from error
 
 
 def write_file(path: Path, text: str) -> None:
@@ -301,6 +312,17 @@ def _verified(path: Path, name: str, entry: Any) -> Path:
     return file
 
 
+def _refused(path: Path, error: Exception) -> CheckpointError:
+    """Return what to raise for an error while reading; one of the system says nothing of data."""
+    gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    if isinstance(error, OSError) and not isinstance(error, gone) and error.errno != errno.ELOOP:
+        return Unreadable(
+            f"Cannot read the checkpoint {path}: {error}. Try again, or see to its permissions; to "
+            "do without it, move it out of the run folder."
+        )
+    return _damaged(path, str(error))
+
+
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"Cannot trust the checkpoint {path}: {why}. Use another checkpoint.")
 
@@ -331,7 +353,9 @@ def _read_json(file: Path) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
     except FileNotFoundError as error:
         raise _damaged(file, "there is no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _refused(file, error) from error
+    except (ValueError, RecursionError) as error:
         raise _damaged(file, f"it cannot be read ({error})") from error
     if not isinstance(document, dict):
         raise _damaged(file, "it holds no JSON object")

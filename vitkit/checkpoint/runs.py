@@ -61,12 +61,9 @@ def entries(run: Path) -> list[Entry]:
 def free_name(run: Path, step: int, *, ended: bool = True, partial: bool = False) -> str:
     """Return a name for a checkpoint after a step that no other has: nothing is written over."""
     name = f"step-{step:08d}" + ("-partial" if partial else "" if ended else "-open")
-    taken = {entry.path.name for entry in entries(run)}
-    again = 2
-    free = name
-    while free in taken:
-        free, again = f"{name}-{again}", again + 1
-    return free
+    place = (not partial, step, ended and not partial)
+    taken = [e.again for e in entries(run) if (e.whole, e.step, e.ended) == place]
+    return f"{name}-{max(taken) + 1}" if taken else name  # later than all of them
 
 
 def latest(run: Path) -> Path:
@@ -92,8 +89,8 @@ def load_latest(run: Path) -> tuple[files.Checkpoint, list[str]]:
 
     Raises
     ------
-    NewerFormat
-        If a later one was written by a later version of vitkit.
+    NewerFormat, Unreadable
+        If a later one was written by a later version of vitkit, or cannot be read at the moment.
     CheckpointError
         If there is none that can be trusted; every one that was looked at is named.
     """
@@ -106,8 +103,8 @@ def _first(run: Path, read: Callable[[Path], Found]) -> tuple[Found, list[str]]:
     for entry in entries(run):
         try:
             return read(entry.path), refused
-        except files.NewerFormat:
-            raise
+        except (files.NewerFormat, files.Unreadable):
+            raise  # it may be whole, and would be removed as one that was given up
         except CheckpointError as error:
             refused.append(str(error))
     if refused:
@@ -116,6 +113,11 @@ def _first(run: Path, read: Callable[[Path], Found]) -> tuple[Found, list[str]]:
         )
     if not run.exists():
         raise CheckpointError(f"There is no {run}. Name a run folder, such as runs/<name>.")
+    if (run / "config.toml").is_file():
+        raise CheckpointError(
+            f"The run {run} was ended before its first checkpoint: start it again with "
+            f"'vitkit train --config {run / 'config.toml'}'."
+        )
     raise CheckpointError(
         f"{run} holds no checkpoint: nothing is under its {FOLDER}/. Name a run folder that "
         "training has written."

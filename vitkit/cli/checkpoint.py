@@ -78,15 +78,23 @@ def prune(
         from vitkit.errors import CheckpointError
 
         raise CheckpointError(f"{run} is no run folder: it has no checkpoints/.")
-    with locked(run):
+    if dry_run:
         paths = prunable(run, keep)
-        if not dry_run:
+    else:
+        with locked(run):
+            paths = prunable(run, keep)
             remove(paths)
+    left = [] if dry_run else [path for path in paths if path.exists()]
+    paths = [path for path in paths if path not in left]
     if as_json:
         _as_json({"removed": [str(path) for path in paths], "dry_run": dry_run})
         return
     for path in paths:
         typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+    for path in left:
+        typer.echo(f"vitkit: {path} cannot be removed: see to its permissions.", err=True)
+    if left:
+        raise typer.Exit(1)
     if not paths:
         typer.echo("nothing to remove")
 

@@ -141,6 +141,7 @@ def _new(folder: Path) -> Path:
 
 
 def _folder_to_resume(resume: str, out: Path) -> Path:
+    from vitkit.checkpoint import entries
     from vitkit.errors import CheckpointError
 
     if resume != "auto":
@@ -151,11 +152,16 @@ def _folder_to_resume(resume: str, out: Path) -> Path:
                 "'vitkit train' has written, or --resume auto for the latest."
             )
         return folder
-    # Not by last.json, which is written after the first checkpoint.
-    found = {path.parent for path in out.glob("*/checkpoints/step-*")}
+    # Not by last.json, which is written after the first checkpoint, nor by folders' times, which
+    # pruning changes.
+    found = [
+        (entry.path.stat().st_mtime_ns, config.parent)
+        for config in out.glob("*/config.toml")
+        for entry in entries(config.parent)
+    ]
     if not found:
         raise CheckpointError(f"There is nothing to resume under {out}.")
-    return max(found, key=lambda folder: folder.stat().st_mtime).parent
+    return max(found)[1]
 
 
 def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
-from vitkit.cli.plugin_use import prints_aside
+from vitkit.cli.plugin_use import compare, prints_aside
 
 if TYPE_CHECKING:
     from vitkit.config.verify import Verified
@@ -36,11 +36,17 @@ def verify(
     They begin at a checkpoint; later checkpoints and metrics.jsonl are what they are compared with.
     The run folder is left as it is. Exit code 1 where something differs.
     """
+    from vitkit.checkpoint import entries, latest
+    from vitkit.checkpoint.files import load_document
     from vitkit.cli.display import Console
+    from vitkit.config.load import load
     from vitkit.config.verify import verify as execute
 
     loaded()
     with prints_aside():
+        if entries(run) and (run / "config.toml").is_file():
+            config = load([run / "config.toml"], environ={})
+            compare(load_document(latest(run), "trainer"), config)
         found = execute(run, Console(quiet=quiet), steps=steps, start=start)
     if as_json:
         import json

@@ -134,6 +134,7 @@ def run(
         checkpoint, refused = load_latest(folder) if resume else (None, [])
         whole = Run(prepared, folder, display, checkpoint)
         whole.doubts = [*refused, *whole.doubts]
+        del checkpoint  # or its arrays would be held to the end of the run
         if profile_steps:
             whole.profile(profile_steps)
         return whole.finish()
@@ -228,6 +229,7 @@ class Run:
         try:
             trainer, arrays = checkpoint.documents["trainer"], checkpoint.arrays
             self.state = TrainState.from_dict(trainer["state"])
+            self._refuse_other_data(trainer)
             self.parts.model.load_state_dict(arrays["model"])
             self.parts.optimizer.load_state_dict(arrays["optim"])
             if self.ema is not None:
@@ -245,6 +247,18 @@ class Run:
                 f"The checkpoint {checkpoint.path} does not fit this run: {error}. Resume with "
                 "the run's own configuration, or start a new run."
             ) from error
+
+    def _refuse_other_data(self, trainer: dict[str, Any]) -> None:
+        """Raise if the data set has other classes, or another number of images, than before."""
+        before, now = trainer["classes"], [*self.data.train.classes]
+        if before != now:
+            raise ValueError(f"the classes were {before}, and are {now}"[:500])
+        steps = -(-len(self.parts.train) // self.config.train.grad_accum)
+        if self.state.steps_per_epoch not in (0, steps):
+            raise ValueError(
+                f"an epoch had {self.state.steps_per_epoch} steps, and has {steps}: the data set "
+                "has another number of images"
+            )
 
     def profile(self, steps: int) -> None:
         """Measure some steps by operation."""

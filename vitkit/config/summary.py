@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vitkit.errors import CheckpointError
 from vitkit.signals import STOPPED
 from vitkit.train import plots
 from vitkit.train.evaluate import evaluate
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def summary_of(run: Run) -> dict[str, Any]:
     """Evaluate the best checkpoint on what is held back, draw pictures, and sum up."""
-    best = restore(run.folder, backend=run.parts.model.xp)
+    best = _best(run)
     interrupted = run.state.stop in STOPPED.values()
     results: dict[str, float] = {}
     parts = {"val": run.parts.val, "test": run.parts.test}
@@ -52,6 +53,17 @@ def summary_of(run: Run) -> dict[str, Any]:
         "checkpoint": best.checkpoint.path.name,
         "plots": pictures,
     }
+
+
+def _best(run: Run) -> Restored:
+    """Return the model of the best checkpoint, or of the last where that cannot be trusted."""
+    xp = run.parts.model.xp
+    try:
+        return restore(run.folder, backend=xp)
+    except CheckpointError as error:
+        found = restore(run.folder, backend=xp, which="last")
+        run.display.warn(f"{error} The results are those of {found.checkpoint.path.name}.")
+        return found
 
 
 def _pictures(run: Run, best: Restored) -> list[str]:

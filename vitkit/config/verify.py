@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from vitkit.signals import Terminated
 from vitkit.train.callbacks import Callback, Checkpointing, JsonLines, TimeLimit
 from vitkit.train.callbacks.logging import Row
 from vitkit.train.environment import differences, numerics
+from vitkit.train.rows import read_rows
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 
@@ -173,7 +173,8 @@ def _execute(
     shutil.copyfile(run / "config.toml", folder / "config.toml")
     prepared = prepare(load([run / "config.toml"], environ={}))
     whole = Run(prepared, folder, display, checkpoint)
-    whole.checkpointing.keep = last + 1
+    whole.checkpointing.keep = 2 * last + 2  # whatever is written: that is what is compared
+    whole.checkpointing.every_steps = None
     unended = {entry.step for entry in later if not entry.ended or not _ends(entry, checkpoint)}
     whole.callbacks = [each for each in whole.callbacks if not isinstance(each, TimeLimit)]
     whole.callbacks.append(_Stop(whole.checkpointing, unended, last))
@@ -232,12 +233,9 @@ def _differences(
 
 def _rows(path: Path, after: int) -> list[Row]:
     """Return the rows of steps and epochs after a step, without what the clock says."""
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         {key: value for key, value in row.items() if key not in CLOCK}
-        for row in rows
+        for row in read_rows(path)[0]
         if row["step"] > after
     ]
 

@@ -83,7 +83,10 @@ def numerics(xp: ArrayModule) -> dict[str, str]:
         "BLAS threads": ", ".join(sorted({str(pool.get("num_threads")) for pool in pools})),
     }
     if not backend_of(xp).on_host:
-        return {**found, "GPU": cuda_status().detail}
+        cupy = next(
+            (v for name in OPTIONAL if name.startswith("cupy") and (v := _version(name))), ""
+        )
+        return {**found, "GPU": cuda_status().detail, "cupy": cupy}
     if kernels["why_none"]:
         return {**found, "kernels": "none"}
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from vitkit.data import Dataset
 from vitkit.models import ViT
 from vitkit.train.evaluate import predict
 from vitkit.train.preprocess import Preprocess
+from vitkit.train.rows import read_rows
 
 MISSING = "No pictures: Matplotlib is not installed. Get it with: pip install 'vitkit[plot]'"
 
@@ -34,8 +34,7 @@ def learning_curve(metrics: Path, path: Path) -> None:
     path : Path
         The picture; its ending says which format.
     """
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    epochs = [row for row in rows if row["event"] == "epoch"]
+    epochs = [row for row in read_rows(metrics)[0] if row["event"] == "epoch"]
     figure, axes = _subplots(1, 2, (9, 3.4))
     panels = (("loss", "loss", axes[0, 0]), ("accuracy", "accuracy", axes[0, 1]))
     for metric, label, axis in panels:

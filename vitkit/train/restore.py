@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import vitkit.checkpoint.files as files
+import vitkit.checkpoint.runs as runs
 from vitkit.backend import ArrayModule
 from vitkit.checkpoint import Checkpoint
 from vitkit.errors import CheckpointError, ConfigError, suggestion
@@ -98,6 +99,8 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
             return path / "checkpoints" / str(files.read_pointer(pointer)["checkpoint"])
     if not path.exists():
         raise CheckpointError(f"There is no {path}. Name a run folder, such as runs/<name>.")
+    if runs.entries(path):  # of a process that was killed before it had written a pointer
+        return runs.latest(path)
     raise CheckpointError(
         f"{path} holds no checkpoint: neither last.json nor {files.MANIFEST} is there. Name a run "
         "folder that training has written, or a folder under its checkpoints/."

@@ -176,7 +176,9 @@ class Checkpointing(Callback):
         content = self._content(state)
         if self._before_end is not None and self._before_end.state["step"] == state.step:
             content = self._before_end  # a resumed run comes to the end of the epoch again
+            resumed_from = self.resumed_from
             self.load_state_dict(content.callbacks[self.name])
+            self.resumed_from = resumed_from
         content.add_arrays(self._sources)
         if "model" not in content.arrays:
             raise content.problems[-1]
@@ -242,6 +244,8 @@ class Checkpointing(Callback):
         if self.best_name:
             value = {self.best.monitor: self.best.value}
             files.write_pointer(self.folder / "best.json", self.best_name, **value)
+        else:
+            (self.folder / "best.json").unlink(missing_ok=True)
 
     def _refuse_lost_folder(self) -> None:
         """Raise where the run folder has been removed: alone, a checkpoint could not be resumed."""
@@ -261,8 +265,17 @@ class Checkpointing(Callback):
         written = values.get("written")
         self._written = (written[0], written[1]) if written else None
         self.best_name, self.best.value = values["best_name"], values["best"]
-        if self.best_name and not self._path(self.best_name).is_dir():
+        if self.best_name and not self._is_whole(self.best_name):
             self.best_name, self.best.value = "", None  # lost; the next one is the best there is
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            files.verify(self._path(name))
+        except files.Unreadable:
+            return True  # as far as can be told now
+        except CheckpointError:
+            return False
+        return True
 
     def _path(self, name: str) -> Path:
         return self.folder / runs.FOLDER / name

@@ -159,17 +159,24 @@ class EarlyStopping(Callback):
         self.best = Best(monitor, mode, min_delta)
         self.waited = 0
 
+    def on_start(self, state: TrainState) -> None:
+        """End a run that goes on where it was ended, unless patience has grown since."""
+        self._judge(state)
+
     def on_epoch_end(self, state: TrainState) -> None:
         """Count, and end the run when patience is at its end."""
         if self.best.improved(state):
             self.waited = 0
         elif self.best.monitor in state.metrics:
             self.waited += 1
-            if self.waited >= self.patience:
-                state.stop = (
-                    f"early stopping: {self.best.monitor} has not improved "
-                    f"for {self.patience} validations"
-                )
+            self._judge(state)
+
+    def _judge(self, state: TrainState) -> None:
+        if self.waited >= self.patience:
+            state.stop = (
+                f"early stopping: {self.best.monitor} has not improved "
+                f"for {self.patience} validations"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and how long it has stood."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ import vitkit.checkpoint.files as files
 from vitkit.backend import Array, to_numpy
 from vitkit.train.callbacks.base import Callback
 from vitkit.train.loss_scale import TOO_MANY
+from vitkit.train.rows import read_rows
 from vitkit.train.state import TrainState
 from vitkit.train.step import StepLog
 
+LOGGER = logging.getLogger("vitkit")
 CURE = "Lower the learning rate; in place of float16, train in bfloat16 or float32."
 Row = dict[str, Any]
 Sink = Callable[[Row], None]
@@ -225,7 +228,10 @@ class JsonLines:
     def __init__(self, path: Path, state: TrainState | None = None) -> None:
         self.path = path
         start = state or TrainState()
-        kept = [line for line in _whole_lines(path) if _is_before(json.loads(line), start)]
+        rows, spoiled = read_rows(path)
+        if spoiled:
+            LOGGER.warning(f"{path} has {spoiled} lines that are no rows: they are left out.")
+        kept = [json.dumps(row) for row in rows if _is_before(row, start)]
         files.write_file(path, "".join(f"{line}\n" for line in kept))
 
     def __call__(self, row: Row) -> None:
@@ -236,11 +242,3 @@ class JsonLines:
 def _is_before(row: Row, state: TrainState) -> bool:
     done = state.step if row["event"] == "step" else state.epoch
     return bool(row[row["event"]] <= done)
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Return the complete lines of a file that a killed process may have left half-written."""
-    if not path.exists():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    return whole
