@@ -113,7 +113,7 @@ def _first(run: Path, read: Callable[[Path], Found]) -> tuple[Found, list[str]]:
         )
     if not run.exists():
         raise CheckpointError(f"There is no {run}. Name a run folder, such as runs/<name>.")
-    if (run / "config.toml").is_file():
+    if (run / "config.toml").is_file() and not (run / FOLDER).is_file():
         raise CheckpointError(
             f"The run {run} was ended before its first checkpoint: start it again with "
             f"'vitkit train --config {run / 'config.toml'}'."
