@@ -209,7 +209,7 @@ def test_a_pointer(made: tuple[Run, Path], injected: Injected) -> None:
 def test_metrics(injected: Injected, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    rows = [{"event": "step", "step": step, "train_loss": 0.5} for step in range(1, 9)]
+    rows = [{"event": "step", "step": n, "epoch": 0, "train_loss": 0.5} for n in range(1, 9)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:6]))
 
     def resume(copy: Path) -> None:
