@@ -252,26 +252,32 @@ def prunable(run: Path, count: int) -> list[Path]:
 def remove(paths: Collection[Path]) -> None:
     """Remove checkpoints, each at once: a process that is killed leaves none that is damaged."""
     for path in paths:
-        gone = path if path.name.startswith(LEFT) else path.with_name(f"{LEFT[1]}{path.name}")
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = path.with_name(f"{LEFT[1]}{path.name}")
+        _erase(gone)
         with suppress(OSError):  # what cannot be removed stays, and is tried again next time
-            if gone != path:
-                path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+            path.rename(gone)
+        _erase(gone)
 
 
-def tidy(run: Path, kept: Collection[str]) -> list[Path]:
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left half written, or half removed."""
+    for path in folder.glob(".*"):
+        if path.name.startswith(LEFT):
+            _erase(path)
+
+
+def _erase(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def tidy(run: Path, kept: Collection[str]) -> None:
     """Remove the checkpoints of a run folder that are not kept, and what killed processes left.
 
-    Returns
-    -------
-    list of Path
-        What was removed; other things that lie there are left alone.
+    Other things that lie there are left alone.
     """
-    removed = []
-    ours = {entry.path for entry in entries(run)}
-    for path in sorted((run / FOLDER).iterdir()):
-        if (path in ours and path.name not in kept) or path.name.startswith(LEFT):
-            removed.append(path)
-    remove(removed)
-    return removed
+    remove([entry.path for entry in entries(run) if entry.path.name not in kept])
+    sweep(run / FOLDER)

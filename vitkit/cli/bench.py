@@ -8,6 +8,7 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles
 from vitkit.cli.plugin_use import prints_aside
+from vitkit.cli.streams import show_json
 
 
 def bench(
@@ -46,10 +47,8 @@ def bench(
         with Console().counting("timing", turns(rounds)) as on_turn:
             found = measure(vit, batch_size=batch_size, rounds=rounds, on_turn=on_turn)
     if as_json:
-        import json
-
         head = {"model": repr(vit), "batch_size": batch_size, "precision": vit.precision}
-        typer.echo(json.dumps({**head, **found}, indent=1))
+        show_json({**head, **found})
         return
     typer.echo(repr(vit))
     typer.echo(f"batch {batch_size}, {vit.precision}, median of {rounds}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from vitkit.cli.streams import show_json
 
 app = typer.Typer(
     help="List, verify and prune a run's checkpoints.",
@@ -23,7 +25,7 @@ def list_(run: Run, as_json: AsJson = False) -> None:
 
     rows = overview(run)
     if as_json:
-        _as_json(rows)
+        show_json(rows)
         return
     width = max(len("checkpoint"), *(len(row["name"]) for row in rows))
     typer.echo(f"{'checkpoint':<{width}}      step   epoch         MB  remarks")
@@ -51,7 +53,7 @@ def verify(
 
     found = inspect(path)
     if as_json:
-        _as_json([{"checkpoint": str(place), "problem": problem} for place, problem in found])
+        show_json([{"checkpoint": str(place), "problem": problem} for place, problem in found])
     else:
         for place, problem in found:
             typer.echo(problem or f"{place}: whole, every hash is right.")
@@ -71,13 +73,13 @@ def prune(
 
     What is kept is verified first, and nothing goes where nothing whole would stay.
     """
-    from vitkit.checkpoint.runs import prunable, remove
+    from vitkit.checkpoint.runs import FOLDER, prunable, remove
     from vitkit.config.lock import locked
 
-    if not (run / "checkpoints").is_dir():
+    if not (run / FOLDER).is_dir():
         from vitkit.errors import CheckpointError
 
-        raise CheckpointError(f"{run} is no run folder: it has no checkpoints/.")
+        raise CheckpointError(f"{run} is no run folder: it has no {FOLDER}/.")
     if dry_run:
         paths = prunable(run, keep)
     else:
@@ -87,7 +89,7 @@ def prune(
     left = [] if dry_run else [path for path in paths if path.exists()]
     paths = [path for path in paths if path not in left]
     if as_json:
-        _as_json({"removed": [str(path) for path in paths], "dry_run": dry_run})
+        show_json({"removed": [str(path) for path in paths], "dry_run": dry_run})
         return
     for path in paths:
         typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
@@ -97,9 +99,3 @@ def prune(
         raise typer.Exit(1)
     if not paths:
         typer.echo("nothing to remove")
-
-
-def _as_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=1))

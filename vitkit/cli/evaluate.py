@@ -9,7 +9,7 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
 from vitkit.cli.plugin_use import compare, prints_aside
-from vitkit.cli.streams import on_a_line
+from vitkit.cli.streams import on_a_line, show_json
 
 if TYPE_CHECKING:
     from vitkit.train import Metrics
@@ -77,10 +77,8 @@ def evaluate(
 
 
 def _print_json(checkpoint: str, part: str, note: str, found: Metrics) -> None:
-    import json
-
     head = {"checkpoint": checkpoint, "split": part, "note": note}
-    typer.echo(json.dumps({**head, **found.to_dict()}, indent=1))
+    show_json({**head, **found.to_dict()})
 
 
 def _print(checkpoint: str, part: str, note: str, found: Metrics) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vitkit.cli.streams import show_json
+
 
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -26,9 +28,7 @@ def info(
     found["data_dir"] = str(data_dir())
     found["pictures"] = plots.available()
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found, indent=1))
+        show_json(found)
         return
     for name, version in found["packages"].items():
         typer.echo(f"{name:<14}{version}")

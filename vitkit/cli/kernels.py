@@ -8,6 +8,7 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles
 from vitkit.cli.plugin_use import prints_aside
+from vitkit.cli.streams import show_json
 
 app = typer.Typer(
     help="Show what serves each operation on the CPU; compile ahead.",
@@ -29,9 +30,7 @@ def list_(context: typer.Context, plugin: PluginFiles = None, as_json: AsJson = 
     with prints_aside():
         found, served = describe(), serving()
     if as_json:
-        import json
-
-        typer.echo(json.dumps({**found, "operations": served}, indent=1))
+        show_json({**found, "operations": served})
         return
     for title, text in lines(found):
         typer.echo(f"{title:<14}{text}")
@@ -87,10 +86,8 @@ def compile_(as_json: AsJson = False) -> None:
         done = compile_all(progress)
     kept = describe()["compiled"]
     if as_json:
-        import json
-
         row = {"functions": done.functions, "seconds": done.seconds, "compiled": kept}
-        typer.echo(json.dumps(row, indent=1))
+        show_json(row)
         return
     typer.echo(f"compiled {done.functions} functions in {done.seconds:.1f} s")
     typer.echo(f"kept {kept['functions']}, {kept['bytes'] / 1e6:.1f} MB, in {kept['folder']}")

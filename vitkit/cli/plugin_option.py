@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Collection
-from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,11 +49,6 @@ def culprit(error: BaseException) -> str:
     discovery = sys.modules.get("vitkit.plugins.discovery")
     found = discovery.who(error) if discovery else None  # without it, no plugin is loaded
     return found.label if found else ""
-
-
-def prints_aside() -> AbstractContextManager[Any]:
-    """Have what plugins print go to stderr: stdout holds the command's own output alone."""
-    return contextlib.redirect_stdout(sys.stderr)
 
 
 def compare(

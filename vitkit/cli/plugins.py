@@ -9,6 +9,7 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
 from vitkit.cli.plugin_use import prints_aside
+from vitkit.cli.streams import show_json
 
 if TYPE_CHECKING:
     from vitkit.plugins import Plugin
@@ -33,13 +34,11 @@ def list_(
         return
     plugins = loaded()
     if as_json:
-        import json
-
         from vitkit.plugins import API
 
         failed = [{**f.record.to_dict(), "error": f.message} for f in plugins.failed]
         listed = [record.to_dict() for record in plugins.loaded.values()]
-        typer.echo(json.dumps({"api": API, "plugins": listed, "failed": failed}, indent=1))
+        show_json({"api": API, "plugins": listed, "failed": failed})
         return
     for record in plugins.loaded.values():
         _show(record)
@@ -116,15 +115,13 @@ def _report(what: str, outcomes: list[Outcome]) -> None:
 
 
 def _print_json(record: Plugin, results: dict[str, list[Outcome]]) -> None:
-    import json
-
     words = {True: "passed", False: "failed", None: "skipped"}
     listed: list[dict[str, Any]] = [
         {"object": what, "check": o.name, "outcome": words[o.passed], "message": o.message}
         for what, outcomes in results.items()
         for o in outcomes
     ]
-    typer.echo(json.dumps({**record.to_dict(), "checks": listed}, indent=1))
+    show_json({**record.to_dict(), "checks": listed})
 
 
 @app.command("new")

@@ -9,7 +9,7 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles
 from vitkit.cli.plugin_use import compare, prints_aside
-from vitkit.cli.streams import on_a_line
+from vitkit.cli.streams import on_a_line, show_json
 
 
 def predict(
@@ -50,13 +50,11 @@ def predict(
         best = np.argsort(-row, kind="stable")[:top]
         results.append((path, [(restored.classes[k], float(row[k])) for k in best]))
     if as_json:
-        import json
-
         listed = [
             {"image": str(path), "classes": [{"class": c, "probability": p} for c, p in guesses]}
             for path, guesses in results
         ]
-        typer.echo(json.dumps(listed, indent=1))
+        show_json(listed)
         return
     width = max(len(on_a_line(path)) for path in images)
     for path, guesses in results:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import json
 import os
 import sys
 from typing import IO, Any
+
+import typer
 
 ESCAPED = "vitkit.escaped"
 """How characters are written that a stream has no code for."""
@@ -87,6 +90,11 @@ def swallow(stream: IO[str]) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def show_json(value: Any) -> None:
+    """Write a value to stdout as JSON."""
+    typer.echo(json.dumps(value, indent=1))
 
 
 def on_a_line(text: object) -> str:

@@ -10,50 +10,42 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
 from vitkit.cli.plugin_use import as_word, compare, plugin_options, prints_aside
-from vitkit.cli.streams import on_a_line
+from vitkit.cli.run_options import (
+    Backend,
+    BatchSize,
+    ConfigFiles,
+    DataDir,
+    Dataset,
+    Epochs,
+    LearningRate,
+    Model,
+    Precision,
+    Seed,
+    Settings,
+    flags,
+)
+from vitkit.cli.streams import on_a_line, show_json
+from vitkit.signals import STOPPED
 
-STOPPED = {"interrupted": 130, "terminated": 143}
+CODES = {reason: 128 + number for number, reason in STOPPED.items()}
+"""The exit code of a run that a signal has stopped, by what it is called."""
 
 
 def train(
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Data set; 'vitkit data list' names them.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Where its files are.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Size and patch, such as Ti/4 or B/16.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", help="How often every image is seen.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images at once.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
-    backend: Annotated[
-        str | None, typer.Option("--backend", help="numpy, cupy, or auto (the default).")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            "--precision",
-            help="What products are made of: float32 (the default), tf32, bfloat16 or float16.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Where all random numbers come from.")
-    ] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    model: Model = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    backend: Backend = None,
+    precision: Precision = None,
+    seed: Seed = None,
     max_time: Annotated[
         str | None, typer.Option("--max-time", help="End after this time, such as 90s or 2h.")
     ] = None,
-    config: Annotated[
-        list[Path] | None,
-        typer.Option("--config", metavar="FILE", help="Settings as TOML; may be repeated."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=VALUE", help="One setting; may be repeated."),
-    ] = None,
+    config: ConfigFiles = None,
+    settings: Settings = None,
     plugin: PluginFiles = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Last part of the run folder's name.")
@@ -90,26 +82,25 @@ def train(
     from vitkit.plugins import registries
 
     loaded()
-    flags: dict[str, Any] = {
-        "data.name": dataset,
-        "data.path": str(data_dir) if data_dir else None,
-        "model.variant": model,
-        "train.epochs": epochs,
-        "train.batch_size": batch_size,
-        "train.lr": lr,
-        "train.max_time": max_time,
-        "train.precision": precision,
-        "backend": backend,
-        "seed": seed,
-        "name": name,
-    }
+    given = flags(
+        dataset=dataset,
+        data_dir=data_dir,
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        backend=backend,
+        precision=precision,
+        seed=seed,
+    )
+    given |= {"train.max_time": max_time, "name": name}
     files = list(config or [])
     folder = None
     if resume is not None:
         folder = _folder_to_resume(resume, out)
         files.insert(0, folder / "config.toml")
     with prints_aside():
-        chosen = load(files, settings or (), flags, check=further_problems)
+        chosen = load(files, settings or (), given, check=further_problems)
         if folder is not None:
             compare(load_document(latest(folder), "trainer"), chosen)
         if print_config:
@@ -128,7 +119,7 @@ def train(
             profile_steps=profile_steps if profile else 0,
         )
     _report(summary, folder, as_json)
-    raise typer.Exit(STOPPED.get(summary["stopped"] or "", 0))
+    raise typer.Exit(CODES.get(summary["stopped"], 0))
 
 
 def _new(folder: Path) -> Path:
@@ -167,9 +158,7 @@ def _folder_to_resume(resume: str, out: Path) -> Path:
 def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
     """Print the results and what to try next."""
     if as_json:
-        import json
-
-        typer.echo(json.dumps({**summary, "folder": str(folder)}, indent=1))
+        show_json({**summary, "folder": str(folder)})
         return
     if summary["test_accuracy"] is not None:
         note = f" ({summary['note']})" if summary["note"] else ""
@@ -185,7 +174,7 @@ def _report(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
     for picture in summary["plots"]:
         typer.echo(f"picture       {on_a_line(folder / picture)}")
     typer.echo("\nNext, try:")
-    if summary["stopped"] in STOPPED:
+    if summary["stopped"] in CODES:
         typer.echo(f"  vitkit train {plugin_options()}--resume {as_word(folder)}")
         return
     typer.echo(f"  vitkit evaluate {plugin_options()}{as_word(folder)}")

@@ -10,6 +10,7 @@ import typer
 
 from vitkit.cli.plugin_option import PluginFiles, loaded
 from vitkit.cli.plugin_use import compare, prints_aside
+from vitkit.cli.streams import show_json
 
 if TYPE_CHECKING:
     from vitkit.config.verify import Verified
@@ -49,9 +50,7 @@ def verify(
             compare(load_document(latest(run), "trainer"), config)
         found = execute(run, Console(quiet=quiet), steps=steps, start=start)
     if as_json:
-        import json
-
-        typer.echo(json.dumps({**asdict(found), "same": found.same}, indent=1))
+        show_json({**asdict(found), "same": found.same})
     else:
         _print(found)
     raise typer.Exit(0 if found.same else 1)

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from vitkit.config.problems import SECTIONS, problem
 from vitkit.config.run import KEPT_IN_TRAIN, NONE, RunConfig, settle
 from vitkit.config.spec import as_spec, shown
+from vitkit.data.checks import named
 from vitkit.errors import ConfigError
 from vitkit.registry import did_you_mean
 
@@ -69,7 +70,7 @@ def load(
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
-    layers: list[tuple[str, Table]] = [(_named(file), _file(file, problems)) for file in files]
+    layers: list[tuple[str, Table]] = [(named(file), _file(file, problems)) for file in files]
     for variable, path in ENVIRONMENT.items():
         if environ.get(variable):
             layers.append((variable, _override(f"{path}={environ[variable]}", problems)))
@@ -137,19 +138,14 @@ def _file(file: Path, problems: list[str]) -> Table:
         with file.open("rb") as opened:
             content = opened.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            problems.append(f"{_named(file)}: more than {LARGEST_FILE} bytes: no configuration.")
+            problems.append(f"{named(file)}: more than {LARGEST_FILE} bytes: no configuration.")
             return {}
         return tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
-        problems.append(f"{_named(file)}: byte {error.start} is not UTF-8; save the file as UTF-8.")
+        problems.append(f"{named(file)}: byte {error.start} is not UTF-8; save the file as UTF-8.")
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{_named(file)}: {_reason(error)}")
+        problems.append(f"{named(file)}: {_reason(error)}")
     return {}
-
-
-def _named(file: Path) -> str:
-    """Return what messages call a file: its path, quoted where it would not stay on a line."""
-    return str(file) if str(file).isprintable() else repr(str(file))
 
 
 def _reason(error: Exception) -> str:

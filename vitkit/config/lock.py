@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,7 +43,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"Cannot write the run folder {folder}: {error}") from error
     try:
         _refuse_links(folder)
-        _sweep(folder)
+        for place in (folder, folder / runs.FOLDER):
+            runs.sweep(place)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         about = {"pid": os.getpid(), "host": platform.node(), "since": since}
         files.write_file(folder / HOLDER, json.dumps(about) + "\n")
@@ -105,15 +105,3 @@ def _refuse_links(folder: Path) -> None:
                 f"{folder / name} is a symbolic link, and a run writes nowhere but in its folder: "
                 "replace it by what it points to, or make the whole run folder the link."
             )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what is half written; nobody is at it while the lock is held."""
-    for place in (folder, folder / runs.FOLDER):
-        left = [path for path in place.glob(".*") if path.name.startswith(runs.LEFT)]
-        for path in left:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    path.unlink()

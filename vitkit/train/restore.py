@@ -96,7 +96,7 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
     for name in (which, "last"):
         pointer = path / f"{name}.json"
         if pointer.is_file():
-            return path / "checkpoints" / str(files.read_pointer(pointer)["checkpoint"])
+            return path / runs.FOLDER / str(files.read_pointer(pointer)["checkpoint"])
     if not path.exists():
         raise CheckpointError(f"There is no {path}. Name a run folder, such as runs/<name>.")
     if runs.entries(path):  # of a process that was killed before it had written a pointer

@@ -123,7 +123,7 @@ class Checkpointing(Callback):
             return
         before = self._before_end
         if before is not None and _at_end(state) and before.state["step"] == state.step:
-            self._save(before)  # the end of the epoch may have been begun
+            self._save(self._name(state), before)  # the end of the epoch may have been begun
         else:
             self.save(state)
 
@@ -154,17 +154,16 @@ class Checkpointing(Callback):
             If it cannot be written, or holds a state that cannot be kept; the one before is
             still the last then.
         """
+        name = self._name(state)
         if best:
-            ended = not _at_end(state)
-            self.best_name = runs.free_name(self.folder, state.step, ended=ended)
-        self._save(self._content(state))
+            self.best_name = name
+        self._save(name, self._content(state))
 
-    def _save(self, content: Content) -> None:
-        state = TrainState.from_dict(content.state)
+    def _save(self, name: str, content: Content) -> None:
         content.add_arrays(self._sources)
         if content.problems:
             raise content.problems[0]
-        self._write(runs.free_name(self.folder, state.step, ended=not _at_end(state)), content)
+        self._write(name, content)
 
     def _rescue(self, state: TrainState, error: BaseException) -> str:
         """Save what a broken run has reached, if it has not been, and return what to say."""
@@ -185,8 +184,7 @@ class Checkpointing(Callback):
         lacks = [str(problem) for problem in content.problems]
         if state.updating:
             lacks.insert(0, "An update of the weights was half made.")
-        ended = not _at_end(TrainState.from_dict(content.state))
-        name = runs.free_name(self.folder, state.step, ended=ended, partial=bool(lacks))
+        name = self._name(TrainState.from_dict(content.state), partial=bool(lacks))
         before = self.last_name
         self._write(name, content, lacks)
         place = self._path(name)
@@ -276,6 +274,11 @@ class Checkpointing(Callback):
         except CheckpointError:
             return False
         return True
+
+    def _name(self, state: TrainState, *, partial: bool = False) -> str:
+        """Return a name that no other checkpoint has."""
+        ended = not _at_end(state)
+        return runs.free_name(self.folder, state.step, ended=ended, partial=partial)
 
     def _path(self, name: str) -> Path:
         return self.folder / runs.FOLDER / name
