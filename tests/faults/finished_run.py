@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from forking import TINY, Server, quick_folder, serving
 
 from vitkit.checkpoint import load, runs
 
@@ -38,3 +42,35 @@ def finished(place: Path) -> dict[str, Any]:
         "pointers": pointers,
         "summary": summary,
     }
+
+
+class Undisturbed(NamedTuple):
+    """A server, where to work, what a run that nobody disturbs leaves, and how long it takes."""
+
+    server: Server
+    folder: Path
+    whole: dict[str, Any]
+    seconds: float
+
+
+@contextmanager
+def undisturbed(
+    otherwise: Path, arguments: Sequence[str] = TINY, **environment: str
+) -> Iterator[Undisturbed]:
+    """Have such a run in ``undisturbed`` of a folder in memory, if there is such a place."""
+    with quick_folder(otherwise) as folder, serving(**environment) as server:
+        (place := folder / "undisturbed").mkdir()
+        started = time.monotonic()
+        end = server.run(*arguments, cwd=place)
+        seconds = time.monotonic() - started
+        assert (end.code, end.stderr) == (0, "")
+        yield Undisturbed(server, folder, finished(place), seconds)
+
+
+def stop(found: Undisturbed, step: int) -> None:
+    """Leave in ``stopped/runs/a`` a run that SIGTERM has ended at a step."""
+    (place := found.folder / "stopped").mkdir()
+    at = {"inject": "injections:stop_after", "step": step}
+    assert found.server.run(*TINY, cwd=place, **at).code == 143
+    (run,) = (place / "runs").iterdir()
+    run.rename(run.with_name("a"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -99,6 +100,7 @@ class Server:
             env=self.environment,
             cwd=self._folder.name,
         )
+        self._last: Child | None = None
         ready = self.answer(LONGEST)
         assert ready is not None, "the server did not start"
         assert ready["threads"] <= 2, f"the server cannot fork: {ready}"  # Numba has one more
@@ -122,7 +124,8 @@ class Server:
         self._process.stdin.flush()
         answer = self.answer(LONGEST)
         assert answer is not None
-        return Child(answer["pid"], self, folder)
+        self._last = Child(answer["pid"], self, folder)
+        return self._last
 
     def run(self, *arguments: str, cwd: Path, inject: str = "", **given: Any) -> End:
         """Run ``vitkit`` with these arguments to its end."""
@@ -139,12 +142,11 @@ class Server:
         return found
 
     def close(self) -> None:
-        """End the server."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(LONGEST)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        """End the server, and a child that a failed test has left."""
+        if self._last is not None and self._last.code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._last.pid, signal.SIGKILL)
+        self._process.communicate(timeout=LONGEST)
         self._folder.cleanup()
 
 
@@ -184,6 +186,9 @@ def wait_for(what: Any, seconds: float = LONGEST) -> Any:
 def _serve() -> None:
     """Fork a child at each line of stdin; say its number, and at its end its exit code."""
     sys.modules["matplotlib"] = None  # type: ignore[assignment]
+    # Where fork is the rule Numba shares a lock among the server and its children, and one that is
+    # killed with it would hold up those that come after.
+    multiprocessing.set_start_method("spawn")
     answers = os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)

@@ -16,19 +16,17 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitkit.checkpoint import files
+from vitkit.cli.display import Console
 from vitkit.config.load import load
 from vitkit.config.runner import run
 from vitkit.data import digits
 from vitkit.train import plots
-from vitkit.train.callbacks import Callback
 from vitkit.train.environment import numerics
 from vitkit.train.restore import find_checkpoint, restore
 from vitkit.train.state import TrainState
@@ -45,13 +43,11 @@ LOGITS = {"best": ("ema", "raw"), "last": ("ema", "raw")}
 IMAGES = 4
 
 
-class Silent(Callback):
-    """A display that shows nothing, keeps what is said, and interrupts the run at a step."""
-
-    name = "console"
+class Silent(Console):
+    """A display that keeps what it is told, and can stop the run at a step."""
 
     def __init__(self, stop_at: int = 0) -> None:
-        self.callback = self
+        super().__init__(quiet=True)
         self.stop_at = stop_at
         self.said: list[str] = []
 
@@ -59,18 +55,11 @@ class Silent(Callback):
         if state.step == self.stop_at:
             state.stop = "interrupted"
 
-    def row(self, row: dict[str, Any]) -> None:
-        pass
-
     def say(self, line: str) -> None:
         self.said.append(line)
 
     def warn(self, line: str) -> None:
         self.say(line)
-
-    @contextmanager
-    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        yield lambda more: None
 
 
 def logits(run_folder: Path) -> dict[str, list[list[float]]]:

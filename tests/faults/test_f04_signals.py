@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from finished_run import finished
-from forking import NOT_OURS, TINY, Child, Server, quick_folder, serving, wait_for
+from finished_run import Undisturbed, finished, undisturbed
+from forking import NOT_OURS, TINY, Child, wait_for
 from injecting import Injected, faults
 
 from vitkit.checkpoint import load_latest, runs
@@ -40,24 +40,11 @@ WATCHED = [*TINY, "--set", "train.log_every=1"]  # a row for each step that is f
 RESUME = ["train", "--resume", "auto", "--quiet"]
 
 
-class Found(NamedTuple):
-    """A run that a signal is to find, and what there is to find it by."""
-
-    server: Server
-    folder: Path
-    whole: dict[str, Any]
-    longest: float
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
     """Return a server, and an undisturbed run."""
-    with quick_folder(tmp_path_factory.mktemp("f04")) as folder, serving() as server:
-        (place := folder / "undisturbed").mkdir()
-        started = time.monotonic()
-        end = server.run(*WATCHED, cwd=place)
-        assert (end.code, end.stderr) == (0, "")
-        yield Found(server, folder, finished(place), time.monotonic() - started)
+    with undisturbed(tmp_path_factory.mktemp("f04"), WATCHED) as found:
+        yield found
 
 
 def ended(child: Child, number: int, seconds: float) -> bool:
@@ -94,7 +81,7 @@ def assert_at_the_last_step(place: Path) -> bool:
     return not last.ended
 
 
-def test_training(found: Found, injected: Injected) -> None:
+def test_training(found: Undisturbed, injected: Injected) -> None:
     wanted = [TERM] * faults(36) + [INT] * faults(18)
     random = np.random.Generator(np.random.Philox(4))
     random.shuffle(wanted)
@@ -107,7 +94,7 @@ def test_training(found: Found, injected: Injected) -> None:
             slow = {"inject": "injections:slow_validation", "seconds": 0.1} if counted % 3 else {}
             child = found.server.start(*arguments, cwd=place, **slow)
             if wanted:
-                time.sleep(random.uniform(0.02, found.longest))
+                time.sleep(random.uniform(0.02, found.seconds))
                 child.send(wanted[-1])
                 if ended(child, wanted[-1], IN_TIME):
                     wanted.pop()
@@ -121,7 +108,7 @@ def test_training(found: Found, injected: Injected) -> None:
     injected("of them left an epoch open", opened, at_least=faults(4))
 
 
-def test_a_second_signal(found: Found, injected: Injected) -> None:
+def test_a_second_signal(found: Undisturbed, injected: Injected) -> None:
     random = np.random.Generator(np.random.Philox(15))
     wanted, counted, done = faults(15), 0, 0
     while counted < wanted:
@@ -157,7 +144,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_that_save_nothing(command: str, found: Found, injected: Injected) -> None:
+def test_commands_that_save_nothing(command: str, found: Undisturbed, injected: Injected) -> None:
     count, arguments, longest = COMMANDS[command]
     (place := found.folder / command.replace(" ", "-")).mkdir()
     run = run_of(found.folder / "undisturbed")

@@ -17,11 +17,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from finished_run import finished
-from forking import TINY, End, Server, quick_folder, serving
+from finished_run import Undisturbed, finished, undisturbed
+from forking import TINY, End
 from injecting import Injected, faults
 
 from vitkit.checkpoint import load, load_latest, runs
@@ -33,21 +33,10 @@ RESUME = ["train", "--resume", "auto", "--quiet"]
 PAGE = 4096
 
 
-class Found(NamedTuple):
-    """A server, where to work, and what an undisturbed run leaves."""
-
-    server: Server
-    folder: Path
-    whole: dict[str, Any]
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
-    with quick_folder(tmp_path_factory.mktemp("f05")) as folder, serving() as server:
-        (place := folder / "undisturbed").mkdir()
-        end = server.run(*TINY, cwd=place)
-        assert (end.code, end.stderr) == (0, "")
-        yield Found(server, folder, finished(place))
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+    with undisturbed(tmp_path_factory.mktemp("f05")) as found:
+        yield found
 
 
 class Full(NamedTuple):
@@ -109,7 +98,7 @@ def assert_as_before(place: Path, end: End) -> int:
     return int(checkpoint.documents["trainer"]["state"]["step"])
 
 
-def goes_on(found: Found, place: Path, step: int) -> None:
+def goes_on(found: Undisturbed, place: Path, step: int) -> None:
     """Check that with room again a run is finished as if nothing had been."""
     if not step:  # there is nothing to go on from
         (run,) = place.glob("runs/*")
@@ -120,7 +109,7 @@ def goes_on(found: Found, place: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("fault", FULL, ids=lambda f: f"{f.name} {f.at} {f.time_}")
-def test_no_room_in_a_file(fault: Full, found: Found, injected: Injected) -> None:
+def test_no_room_in_a_file(fault: Full, found: Undisturbed, injected: Injected) -> None:
     (place := found.folder / f"{fault.name}-{fault.at}-{fault.time_}").mkdir()
     given = {"name": fault.name, "at": fault.at, "time_": fault.time_}
     end = found.server.run(*TINY, cwd=place, inject="injections:full", **given)
@@ -162,7 +151,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run([umount, "-l", str(place)], check=True, timeout=60)
 
 
-def test_no_room_on_the_disk(small_disk: Path, found: Found, injected: Injected) -> None:
+def test_no_room_on_the_disk(small_disk: Path, found: Undisturbed, injected: Injected) -> None:
     filler, counted = small_disk / "filler", 0
     for pages in range(6, 6 + 3 * faults(20), 3):
         (place := small_disk / f"run-{pages}").mkdir()
@@ -199,7 +188,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_stdout_on_a_full_device(command: str, found: Found, injected: Injected) -> None:
+def test_stdout_on_a_full_device(command: str, found: Undisturbed, injected: Injected) -> None:
     (place := found.folder / command.replace(" ", "-")).mkdir()
     (run,) = (found.folder / "undisturbed" / "runs").iterdir()
     arguments = [str(run) if each == "RUN" else each for each in COMMANDS[command]]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from finished_run import finished
-from forking import TINY, Server, quick_folder, serving
+from finished_run import Undisturbed, finished, stop, undisturbed
+from forking import TINY
 from injecting import Injected
 
 from vitkit.checkpoint import load_latest, runs
@@ -214,27 +214,12 @@ CASES = {
 }
 
 
-class Found(NamedTuple):
-    """A server, where to work, and what an undisturbed run leaves."""
-
-    server: Server
-    folder: Path
-    whole: dict[str, Any]
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
     """Return a server, a run that was stopped, and what an undisturbed one leaves."""
-    with quick_folder(tmp_path_factory.mktemp("f06")) as folder, serving() as server:
-        for name in ("undisturbed", "stopped"):
-            (folder / name).mkdir()
-        end = server.run(*TINY, cwd=folder / "undisturbed")
-        assert (end.code, end.stderr) == (0, "")
-        stop = {"inject": "injections:stop_after", "step": STOPPED_AT}
-        assert server.run(*TINY, cwd=folder / "stopped", **stop).code == 143
-        (run,) = (folder / "stopped" / "runs").iterdir()
-        run.rename(run.with_name("a"))
-        yield Found(server, folder, finished(folder / "undisturbed"))
+    with undisturbed(tmp_path_factory.mktemp("f06")) as found:
+        stop(found, STOPPED_AT)
+        yield found
 
 
 def files_outside(place: Path) -> set[Path]:
@@ -244,7 +229,7 @@ def files_outside(place: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_refusal(name: str, found: Found, injected: Injected) -> None:
+def test_a_refusal(name: str, found: Undisturbed, injected: Injected) -> None:
     case = CASES[name]
     place = found.folder / re.sub(r"\W", "-", name)
     place.mkdir()
@@ -277,7 +262,7 @@ def test_a_refusal(name: str, found: Found, injected: Injected) -> None:
     injected("refusals", 1)
 
 
-def test_all_refusals_are_tried(found: Found) -> None:
+def test_all_refusals_are_tried(found: Undisturbed) -> None:
     assert len(CASES) >= 24
     names = {path.name for path in (found.folder / "stopped" / "runs/a/checkpoints").iterdir()}
     assert names == {"step-00000006", f"step-{STOPPED_AT:08d}"}

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from finished_run import finished
-from forking import TINY, Server, quick_folder, serving, wait_for
+from finished_run import finished, stop, undisturbed
+from forking import Server, serving, wait_for
 from injecting import Injected, faults
 
 import vitkit.checkpoint.files as files
@@ -49,17 +49,9 @@ class Found(NamedTuple):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
-    otherwise = tmp_path_factory.mktemp("f22")
-    with quick_folder(otherwise) as folder, serving() as one, serving() as other:
-        for name in ("undisturbed", "stopped"):
-            (folder / name).mkdir()
-        end = one.run(*TINY, cwd=folder / "undisturbed")
-        assert (end.code, end.stderr) == (0, "")
-        stop = {"inject": "injections:stop_after", "step": 4}
-        assert one.run(*TINY, cwd=folder / "stopped", **stop).code == 143
-        (run,) = (folder / "stopped" / "runs").iterdir()
-        run.rename(run.with_name("a"))
-        yield Found([one, other], folder, finished(folder / "undisturbed"))
+    with undisturbed(tmp_path_factory.mktemp("f22")) as one, serving() as other:
+        stop(one, 4)
+        yield Found([one.server, other], one.folder, one.whole)
 
 
 def place_of(found: Found, name: str) -> Path:

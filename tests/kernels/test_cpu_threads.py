@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -91,3 +92,39 @@ def test_the_same_bits_from_what_was_compiled_and_from_the_cache(tmp_path: Path)
     assert compiled > 0
     assert again == 0
     assert found == loaded
+
+
+# Numba has one lock for a process and all that are forked from it; one killed while it holds the
+# lock never gives it back. A child of Linux is killed for want of memory, say.
+AFTER_A_KILL = """
+import os, signal
+from kernel_calls import NAMES, bits_of
+from numba.np.ufunc import parallel
+before = bits_of(NAMES[0], 3, 5)
+pid = os.fork()
+if not pid:
+    parallel._backend_init_process_lock.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+assert not parallel._backend_init_process_lock.acquire(block=False), "it holds the lock no more"
+assert bits_of(NAMES[0], 3, 5) == before
+pid = os.fork()
+if not pid:
+    os._exit(bits_of(NAMES[0], 3, 5) != before)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="Numba has the lock where fork is the rule"
+)
+def test_a_killed_child_does_not_hold_up_its_parent() -> None:
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1])])
+    limits = {"NUMBA_THREADING_LAYER": "workqueue"}  # OpenMP refuses to go on after a fork
+    subprocess.run(
+        [sys.executable, "-c", AFTER_A_KILL],
+        env={**os.environ, **limits, "PYTHONPATH": path},
+        check=True,
+        timeout=120,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import threading
 from pathlib import Path
 
 import numba
@@ -15,6 +16,13 @@ LIMITS = ("VITKIT_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
 POOL = numba.config.NUMBA_NUM_THREADS
 """The threads that Numba has; it starts no more later."""
 
+_told = threading.local()
+"""What each thread has had Numba use.
+
+Numba is not asked at each call, since it takes a lock then that a process shares with all that are
+forked from it: one that is killed in that moment would have the others wait for ever.
+"""
+
 
 def threads() -> int:
     """Return the number of threads, and have Numba use no more in the thread that calls this.
@@ -24,8 +32,9 @@ def threads() -> int:
     """
     count = limit()
     most = min(count, POOL)
-    if numba.get_num_threads() != most:
+    if getattr(_told, "most", 0) != most:
         numba.set_num_threads(most)
+        _told.most = most
     return count
 
 
