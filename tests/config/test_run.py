@@ -13,6 +13,7 @@ from vitkit.config import RunConfig, Spec
 from vitkit.config.run import DataConfig, ModelConfig, TrainConfig, settle
 from vitkit.errors import ConfigError
 from vitkit.models import ViTConfig
+from vitkit.signals import Terminated
 
 
 def test_an_empty_table_is_a_whole_run() -> None:
@@ -158,3 +159,15 @@ def test_a_rate_in_a_spec_is_checked_as_a_setting() -> None:
 def test_errors_of_our_own_are_config_errors_when_called_alone() -> None:
     with pytest.raises(ConfigError):
         settle({"schedule": "cosine(warmup_epochs=1)", "train": {"warmup_epochs": 2}})
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated])
+def test_a_signal_while_a_table_is_made_is_no_error_of_a_setting(
+    signal: type[BaseException],
+) -> None:
+    class Interrupted(Spec):
+        def __str__(self) -> str:
+            raise signal
+
+    with pytest.raises(signal):
+        RunConfig.model_construct(optimizer=Interrupted("adamw")).model_dump()

@@ -24,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticSerializationError
 
 from vitkit.config.spec import Spec, as_spec, shown, storable
 from vitkit.errors import ConfigError
@@ -83,6 +84,15 @@ class _Section(BaseModel):
     """Settings that are checked strictly, cannot be changed, and know no others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def model_dump(self, **how: Any) -> dict[str, Any]:
+        """Return the settings as a table; a signal meanwhile is no error of a setting."""
+        try:
+            return super().model_dump(**how)
+        except PydanticSerializationError as error:
+            if error.__cause__ is None or isinstance(error.__cause__, Exception):
+                raise
+            raise error.__cause__ from None
 
     @field_validator("*", mode="before")
     @classmethod
