@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finished_run import Undisturbed, finished, undisturbed
-from forking import NOT_OURS, TINY, Child, wait_for
+from forking import NOT_OURS, TINY, Child, End, wait_for
 from injecting import Injected, faults
 
 from vitkit.checkpoint import load_latest, runs
@@ -35,6 +36,7 @@ if not sys.platform.startswith("linux"):
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 CODES = {TERM: 143, INT: 130}
+WORDS = {TERM: "terminated", INT: "interrupted"}
 IN_TIME, AT_ONCE = 10.0, 1.0
 WATCHED = [*TINY, "--set", "train.log_every=1"]  # a row for each step that is finished
 RESUME = ["train", "--resume", "auto", "--quiet"]
@@ -135,6 +137,39 @@ def test_a_second_signal(found: Undisturbed, injected: Injected) -> None:
     injected("second signals", counted, at_least=wanted)
 
 
+@pytest.mark.timeout(1200)
+def test_in_each_function(found: Undisturbed, injected: Injected) -> None:
+    """Whoever called it, what it was amid: it is left by no other way, and leaves nothing."""
+    (place := found.folder / "functions").mkdir()
+    called = found.folder / "called"
+    short = [*TINY, "--set", "train.epochs=1"]
+
+    def send(number: int, at: int) -> End:
+        shutil.rmtree(place)
+        place.mkdir()
+        watch = {"inject": "injections:signal_in_function", "number": number, "at": at}
+        return found.server.run(*short, cwd=place, **watch, file=str(called))
+
+    assert send(TERM, 0).code == 0
+    functions = int(called.read_text().split()[0])
+    each = max(1, functions // faults(100, functions))
+    counted = 0
+    for at in range(1 + each // 2, functions, each):
+        number = (TERM, INT)[counted % 2]
+        code, shown, said = send(number, at)
+        where = called.read_text()
+        if code in (0, NOT_OURS, -number):  # it was done, or had not begun
+            continue
+        assert code == CODES[number], f"{where}{said}"
+        # llvmlite says that an object of it, which it had not made yet, cannot be closed.
+        said, _, _ = said.partition("Exception ignored in: <function OutputString.__del__")
+        assert not said or said.startswith(f"vitkit: {WORDS[number]}\n"), where
+        assert "Traceback" not in said + shown, where
+        assert not list(place.rglob(".tmp-*")), where
+        counted += 1
+    injected("functions in which a signal comes", counted, at_least=functions // each * 4 // 5)
+
+
 COMMANDS = {
     "data prepare": (4, ["data", "prepare", "mnist", "--data-dir", "here"], 0.3),
     "evaluate": (10, ["evaluate", "RUN", "--split", "train", "--batch-size", "1"], 0.4),
@@ -160,7 +195,7 @@ def test_commands_that_save_nothing(command: str, found: Undisturbed, injected: 
         if ended(child, number, IN_TIME):
             counted += 1
             said = child.read("stderr").splitlines()
-            assert said[-1] == f"vitkit: {'interrupted' if number == INT else 'terminated'}"
+            assert said[-1] == f"vitkit: {WORDS[number]}"
             assert child.read("stdout") == ""
         left = [path.name for path in place.rglob("*") if path.is_file()]
         assert set(left) <= {".lock"}

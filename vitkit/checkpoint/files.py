@@ -220,9 +220,11 @@ def write_file(path: Path, text: str) -> None:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except OSError as error:
+    except BaseException as error:  # a signal too leaves nothing behind
         with suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise CheckpointError(
             f"Cannot write {path}: {error}{_room(error, len(text), path)}"
         ) from error
