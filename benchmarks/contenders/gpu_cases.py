@@ -78,7 +78,23 @@ def _products(c: Configuration) -> list[Case]:
         made.append(Case("product_dx", {"dy": dy, "weight": weight}, flop, label, HALF, low))
         size = low + 6 * inputs * outputs  # added to a gradient in float32
         made.append(Case("product_dw", {"dy": dy, "x": x}, flop, label, HALF, size))
-    return made
+    return [*made, *_products_through_gelu(c)]
+
+
+def _products_through_gelu(c: Configuration) -> list[Case]:
+    """Return those on both sides of the activation, where it is a part of them."""
+    if c.activation != "gelu_tanh":
+        return []
+    rows = c.batch_size * c.tokens
+    x, hidden = (rows, c.dim), (rows, c.mlp_dim)
+    flop = 2 * rows * c.dim * c.mlp_dim
+    size = 2 * (rows * (c.dim + 2 * c.mlp_dim) + c.dim * c.mlp_dim)
+    forward: Shapes = {"x": x, "weight": (c.mlp_dim, c.dim), "bias": (c.mlp_dim,)}
+    backward: Shapes = {"dy": x, "weight": (c.dim, c.mlp_dim), "h": hidden}
+    return [
+        Case("product_gelu", forward, flop, "fc1", HALF, size),
+        Case("product_dx_gelu", backward, flop, "fc2", HALF, size),
+    ]
 
 
 def _between(c: Configuration) -> list[Case]:

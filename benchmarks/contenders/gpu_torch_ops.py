@@ -147,6 +147,21 @@ def product_plus(t: Any) -> Tensors:
     return (t.residual + functional.linear(t.x, t.weight, t.bias),)
 
 
+def product_gelu(t: Any) -> Tensors:
+    return (functional.gelu(functional.linear(t.x, t.weight, t.bias), approximate="tanh"),)
+
+
+def product_dx_gelu(t: Any) -> Made:
+    h = t.h.requires_grad_()
+    y = functional.gelu(h, approximate="tanh")
+
+    def run() -> Tensors:
+        (dh,) = torch.autograd.grad(y, [h], t.dy @ t.weight, retain_graph=True)
+        return dh, dh.sum(0)
+
+    return run
+
+
 def activate(t: Any) -> Tensors:
     form = "tanh" if t.c.activation == "gelu_tanh" else "none"
     return (functional.gelu(t.h, approximate=form),)
@@ -173,6 +188,8 @@ MAKERS: dict[str, Callable[[Any], Made]] = {
     "product_plus": without_gradients(product_plus),
     "product_dx": without_gradients(lambda t: (t.dy @ t.weight,)),
     "product_dw": without_gradients(lambda t: (t.dy.T @ t.x,)),
+    "product_gelu": without_gradients(product_gelu),
+    "product_dx_gelu": product_dx_gelu,
     "attention_own": ATTENTION[False],
     "attention_own_backward": ATTENTION[True],
     "attention_cudnn": ATTENTION[False],

@@ -153,6 +153,36 @@ def product_dw(a: Any) -> Made:
     return run
 
 
+def through_gelu(a: Any, run: Callable[[Any], Arrays]) -> Made:
+    """Return what makes products that go through a GELU, if this GPU has them."""
+    from vitkit.kernels.cuda._cublaslt import CublasError
+    from vitkit.kernels.cuda._products import GELU
+
+    products = GELU.get(a.xp.__name__)
+    if products is None:
+        raise Skip("no cuBLASLt here")
+    try:
+        run(products)
+    except CublasError as error:
+        raise Skip(str(error)) from None
+    return lambda: run(products)
+
+
+def product_gelu(a: Any) -> Made:
+    x, weight = low(a.x, a.xp), low(a.weight, a.xp)
+    return through_gelu(a, lambda products: products.forward(x, weight, a.bias, True, a.xp)[:1])
+
+
+def product_dx_gelu(a: Any) -> Made:
+    dy, weight, h = (low(each, a.xp) for each in (a.dy, a.weight, a.h))
+
+    def run(products: Any) -> Arrays:
+        dbias = a.xp.zeros(h.shape[-1], "float32")
+        return products.backward(dy, weight, h, dbias, a.xp), dbias
+
+    return through_gelu(a, run)
+
+
 def attention(by: str, backward: bool) -> Callable[[Any], Made]:
     """Return what makes attention by a module of kernels, or its gradient."""
 
@@ -242,6 +272,8 @@ MAKERS: dict[str, Callable[[Any], Made]] = {
     "product_plus": product,
     "product_dx": product_dx,
     "product_dw": product_dw,
+    "product_gelu": product_gelu,
+    "product_dx_gelu": product_dx_gelu,
     "attention_own": attention("own", False),
     "attention_own_backward": attention("own", True),
     "attention_cudnn": attention("cudnn", False),

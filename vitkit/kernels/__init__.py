@@ -10,11 +10,13 @@ import functools
 import importlib
 import logging
 import pkgutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from vitkit.backend import ArrayModule, compute_capability
+from vitkit.backend import Array, ArrayModule, compute_capability
 from vitkit.backend.precision import PRECISIONS
 from vitkit.ops._op import SWITCHED_OFF, kernels_off
 from vitkit.registry import discover
@@ -24,6 +26,9 @@ FOLDERS = {"numpy": "cpu", "cupy": "cuda"}
 FOR_GPUS = ("tf32", "float16")
 """The precisions that no CPU kernel serves."""
 LOGGER = logging.getLogger("vitkit")
+Rounding = Callable[[Sequence[Array], str, ArrayModule], AbstractContextManager[None]]
+ROUNDED: dict[str, Rounding] = {}
+"""What does :func:`rounded_once` for the arrays of an array module, by its name."""
 
 
 def load(xp: ArrayModule) -> None:
@@ -63,6 +68,28 @@ def served_precision(wanted: str, xp: ArrayModule, dtype: Any) -> str:
         LOGGER.warning("precision=%r is computed in float32 here: %s.", wanted, reason)
         return "float32"
     return wanted
+
+
+def rounded_once(
+    arrays: Sequence[Array], precision: str, *, xp: ArrayModule
+) -> AbstractContextManager[None]:
+    """Have products round arrays, or what is a part of one, once for all that is done in a block.
+
+    They must not change meanwhile. Without it a weight is rounded for each product that reads it,
+    by a kernel of its own, which a small model on a GPU spends much of its time with.
+
+    Parameters
+    ----------
+    arrays : sequence of array, each of shape (size,)
+        The buffers that weights are views of.
+    precision : str
+        What products round them to.
+    xp : module
+        The array module.
+    """
+    if kernels_off() or xp.__name__ not in ROUNDED:
+        return nullcontext()
+    return ROUNDED[xp.__name__](arrays, precision, xp)
 
 
 def _why_not(precision: str, xp: ArrayModule) -> str:

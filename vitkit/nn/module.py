@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,18 @@ class Module:
 
     def __call__(self, x: Array) -> Array:
         """Return the output for ``x`` in inference: dropout off, nothing kept."""
-        return self.forward(x, Context())
+        with self.rounded_once():
+            return self.forward(x, Context())
+
+    def rounded_once(self) -> AbstractContextManager[None]:
+        """Return a context in which weights do not change, nor are they rounded time and again.
+
+        See :func:`vitkit.kernels.rounded_once`.
+        """
+        if not self.groups:
+            return nullcontext()
+        values = [group.values for group in self.groups]
+        return kernels.rounded_once(values, self.precision, xp=self.xp)
 
     @property
     def label(self) -> str:

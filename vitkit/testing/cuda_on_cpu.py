@@ -68,9 +68,11 @@ def emulated(order: int = 0) -> Iterator[None]:
     served = [op for op in operations().values() if "cupy" in op.kernels]
     before = [op.kernels.get(name) for op in served]
     launcher, product = _kernel.LAUNCHERS.get(name), _products.PRODUCTS.get(name)
+    rounded = kernels.ROUNDED.get(name)
     orders.insert(0, order)
     _kernel.LAUNCHERS[name] = launch
     _products.PRODUCTS[name] = multiply
+    kernels.ROUNDED[name] = kernels.ROUNDED["cupy"]
     kernels.FOLDERS[name] = kernels.FOLDERS["cupy"]  # so that a model's precision is served
     kernels._load_folder.cache_clear()
     for op in served:
@@ -83,6 +85,7 @@ def emulated(order: int = 0) -> Iterator[None]:
             del kernels.FOLDERS[name]
             kernels._load_folder.cache_clear()
         _put(_products.PRODUCTS, name, product)
+        _put(kernels.ROUNDED, name, rounded)
         _put(_kernel.LAUNCHERS, name, launcher)
         for op, kernel in zip(served, before, strict=True):
             _put(op.kernels, name, kernel)

@@ -192,20 +192,21 @@ def add_gradients(
     correct: Array = 0
     with section("zeroing gradients"):
         model.zero_grad()
-    for piece, batch in enumerate(batches):
-        ctx = Context(train=True, seed=seed, step=first_pass + piece)
-        labels = xp.asarray(batch.labels)
-        with section(LAYERS):
-            logits = model.forward(preprocess(batch.images, model), ctx)
-        piece_loss, dlogits = _checked(loss(logits, labels, xp=xp), logits, loss)
-        share = len(batch) / count
-        with section(LAYERS):
-            dlogits = dlogits * share
-            if loss_scale is not None:
-                dlogits = loss_scale.scale_gradient(dlogits)
-            model.backward(dlogits, ctx)
-        total_loss = total_loss + piece_loss * share
-        correct = correct + (logits.argmax(axis=1) == labels).sum()
+    with model.rounded_once():
+        for piece, batch in enumerate(batches):
+            ctx = Context(train=True, seed=seed, step=first_pass + piece)
+            labels = xp.asarray(batch.labels)
+            with section(LAYERS):
+                logits = model.forward(preprocess(batch.images, model), ctx)
+            piece_loss, dlogits = _checked(loss(logits, labels, xp=xp), logits, loss)
+            share = len(batch) / count
+            with section(LAYERS):
+                dlogits = dlogits * share
+                if loss_scale is not None:
+                    dlogits = loss_scale.scale_gradient(dlogits)
+                model.backward(dlogits, ctx)
+            total_loss = total_loss + piece_loss * share
+            correct = correct + (logits.argmax(axis=1) == labels).sum()
     return total_loss, correct
 
 

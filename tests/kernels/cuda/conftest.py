@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vitkit.kernels.cuda import _kernel
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_cublaslt import FakeCublasLt
+
+from vitkit.kernels.cuda import _cublaslt, _kernel, _lt, _lt_gelu
+from vitkit.kernels.cuda._algorithms import Memory
+from vitkit.kernels.cuda._cublaslt import Binding
 from vitkit.testing import cuda_on_cpu, strict_device
 
 xp = strict_device.xp
@@ -41,6 +49,53 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
         )
 
     return change
+
+
+class Clock:
+    """A device whose algorithms take the times that are given, by their numbers."""
+
+    def __init__(self, lib: FakeCublasLt, times: list[float]) -> None:
+        self.lib, self.times, self.is_capturing = lib, times, False
+        self.device_in_use, self.stream_in_use = 0, 5
+
+    def device(self) -> int:
+        return self.device_in_use
+
+    def stream(self) -> int:
+        return self.stream_in_use
+
+    def capturing(self) -> bool:
+        return self.is_capturing
+
+    def title(self) -> str:
+        return "A GPU/of tests"
+
+    def lasting(self) -> Any:
+        return nullcontext()
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        run()
+        return self.times[self.lib.calls[-1]]
+
+
+@pytest.fixture
+def lib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCublasLt]:
+    """Return the library that products use."""
+    if reason := cuda_on_cpu.why_not():
+        pytest.skip(reason)
+    fake = FakeCublasLt()
+    binding = Binding(fake)
+    monkeypatch.setattr(_cublaslt, "library", lambda: binding)
+    monkeypatch.setattr(_lt, "GPU", Clock(fake, [3.0, 1.0, 2.0]))
+    # CuPy's memory lies on boundaries of 512 bytes, so that what is timed lies as well as what it
+    # is timed for; NumPy's on boundaries of 16.
+    monkeypatch.setattr(_lt, "ALIGNMENTS", (16, 8, 4, 2))
+    for table in ("PLANS", "WORKSPACES"):
+        monkeypatch.setattr(_lt, table, {})
+    monkeypatch.setattr(_lt_gelu, "PAYS", {})
+    monkeypatch.setattr(_lt, "memory", lambda name: Memory(name, tmp_path))
+    with cuda_on_cpu.emulated():
+        yield fake
 
 
 def worst(got: Any, expected: np.ndarray) -> float:

@@ -14,10 +14,14 @@ import numpy as np
 
 TYPES = {0: "float32", 2: "float16", 14: "uint16"}
 DESCRIPTION = {3: ("transa", 4), 4: ("transb", 4), 7: ("epilogue", 4), 8: ("bias", 8)}
+DESCRIPTION |= {11: ("before", 8), 12: ("before step", 8)}
 LAYOUT = {5: ("batch", 4), 6: ("step", 8)}
 PREFERENCE = {1: ("workspace", 8), 3: ("reductions", 4)}
 PREFERENCE |= {number: (f"alignment{number}", 4) for number in range(5, 9)}
 DEFAULT, BIAS = 1, 4
+GELU_BIAS, GELU_AUX_BIAS, DGELU_BGRAD = 36, 164, 208
+BIASED = (BIAS, GELU_BIAS, GELU_AUX_BIAS, DGELU_BGRAD)  # that write or read one
+KEPT = (GELU_AUX_BIAS, DGELU_BGRAD)  # that write or read what a GELU is of
 INVALID, UNSUPPORTED = 7, 15
 ATTRIBUTES = {"MatmulDesc": DESCRIPTION, "MatrixLayout": LAYOUT, "MatmulPreference": PREFERENCE}
 
@@ -39,7 +43,7 @@ class FakeCublasLt:
 
     def __init__(self, algorithms: int = 3, version: int = 120902) -> None:
         self.cublasLtGetVersion = Version(version)
-        self.algorithms, self.adds_biases = algorithms, True
+        self.algorithms, self.epilogues = algorithms, {DEFAULT, *BIASED}
         self.live: dict[int, dict[str, Any]] = {}
         self.states: dict[int, int] = {}  # of proposals that are none
         self.refused: set[int] = set()  # proposals that do not run
@@ -60,9 +64,9 @@ class FakeCublasLt:
     def cublasLtMatmulDescCreate(self, place: Any, compute: int, scale: int) -> int:
         if compute not in (68, 77) or scale != 0:
             return INVALID
-        return self._make(
-            place, kind="MatmulDesc", compute=compute, transa=0, transb=0, epilogue=DEFAULT, bias=0
-        )
+        numbers = {name: 0 for name, _ in DESCRIPTION.values()}
+        numbers["epilogue"] = DEFAULT
+        return self._make(place, kind="MatmulDesc", compute=compute, **numbers)
 
     def cublasLtMatrixLayoutCreate(
         self, place: Any, kind: int, rows: Any, columns: Any, leading: Any
@@ -105,12 +109,14 @@ class FakeCublasLt:
         count: Any,
     ) -> int:
         settings, wanted = self.live[description.value], self.live[preference.value]
-        biased = settings["epilogue"] == BIAS
-        if not self.algorithms or (biased and not self.adds_biases):
+        if not self.algorithms or settings["epilogue"] not in self.epilogues:
             return UNSUPPORTED
-        if wanted["workspace"] <= 0 or (biased and not settings["bias"]):
+        needed = [wanted["workspace"], *(settings[name] for name in self._read(settings))]
+        if not all(needed):
             return INVALID
-        self.live[description.value]["bias alignment"] = settings["bias"] & -settings["bias"]
+        settings["promised"] = {
+            name: settings[name] & -settings[name] for name in self._read(settings)
+        }
         self.asked.append(dict(wanted))
         count._obj.value = min(asked, self.algorithms)
         for number in range(count._obj.value):
@@ -148,15 +154,21 @@ class FakeCublasLt:
         if algorithm is not None:
             promised = list(algorithm._obj.data[1:5])
             given = [place.value for place in (a, b, c, d)]
-            if settings["epilogue"] == BIAS:
-                promised.append(settings["bias alignment"])
-                given.append(settings["bias"] or 0)
+            for name, alignment in settings["promised"].items():
+                promised.append(alignment)
+                given.append(settings[name] or 0)
             if any(place % step for place, step in zip(given, promised, strict=True)):
                 return INVALID
         with np.errstate(all="ignore"):  # what is timed may be made of anything
             return self._multiply(
                 settings, layouts, (a, b, c, d), alpha._obj.value, beta._obj.value
             )
+
+    @staticmethod
+    def _read(settings: dict[str, Any]) -> list[str]:
+        """Return which addresses an epilogue looks at."""
+        named = {"bias": BIASED, "before": KEPT}
+        return [name for name, epilogues in named.items() if settings["epilogue"] in epilogues]
 
     def _multiply(
         self,
@@ -181,14 +193,43 @@ class FakeCublasLt:
             result = alpha * (left @ right)
             if beta:
                 result += beta * added
-            if settings["epilogue"] == BIAS:
-                if not settings["bias"]:
-                    return INVALID
-                row = {**layouts[3], "columns": 1, "batch": 1}
-                result += wide(columns(ctypes.c_void_p(settings["bias"]), row, 0))
+            if not all(settings[name] for name in self._read(settings)):
+                return INVALID
+            if settings["epilogue"] in KEPT and (
+                settings["before step"] % 8 or settings["before step"] < layouts[3]["rows"]
+            ):
+                return INVALID
+            result = ended(result, settings, layouts[3])
             target = columns(d, layouts[3], image)
             target[...] = narrow(result, target.dtype)
         return 0
+
+
+def ended(result: np.ndarray, settings: dict[str, Any], layout: dict[str, Any]) -> np.ndarray:
+    """Return what an epilogue makes of a product."""
+    epilogue = settings["epilogue"]
+    if epilogue in BIASED:
+        bias = columns(ctypes.c_void_p(settings["bias"]), {**layout, "columns": 1}, 0)
+    if epilogue in KEPT:
+        lies = {**layout, "leading": settings["before step"]}
+        kept = columns(ctypes.c_void_p(settings["before"]), lies, 0)
+    if epilogue == DGELU_BGRAD:
+        result = result * gelu(wide(kept))[1]
+        bias[...] = narrow(result.sum(1, keepdims=True), bias.dtype)
+        return result
+    if epilogue in BIASED:
+        result = result + wide(bias)
+    if epilogue == GELU_AUX_BIAS:
+        kept[...] = narrow(result, kept.dtype)
+    return gelu(result)[0] if epilogue in (GELU_BIAS, GELU_AUX_BIAS) else result
+
+
+def gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the approximation by a hyperbolic tangent, and its derivative."""
+    factor, cube = np.sqrt(2 / np.pi), 0.044715
+    t = np.tanh(factor * (x + cube * x**3))
+    slope = 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * factor * (1 + 3 * cube * x**2)
+    return 0.5 * x * (1 + t), slope
 
 
 def columns(place: Any, layout: dict[str, Any], image: int) -> np.ndarray:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
+from vitkit import ViT, kernels
 from vitkit.backend.precision import from_bfloat16, to_bfloat16
+from vitkit.data import Batch
+from vitkit.kernels.cuda import _kernel
 from vitkit.kernels.cuda.casts import cast, gained_cast
+from vitkit.ops import softmax_cross_entropy
+from vitkit.optim import AdamW
 from vitkit.testing import cuda_on_cpu, strict_device
+from vitkit.train.preprocess import Preprocess
+from vitkit.train.step import train_step
 
 xp = strict_device.xp
 EPS = np.finfo("float32").eps
@@ -162,3 +170,84 @@ def test_a_planted_fault_is_noticed(
             return not right or any(wrong(shape, "uint16", True, rng) for shape in SHAPES)
 
     assert any(map(is_noticed, ORDERS))
+
+
+@pytest.fixture
+def launched(emulated: None) -> Iterator[list[str]]:
+    """Return the names of the kernels that run."""
+    names: list[str] = []
+    launch = _kernel.LAUNCHERS[xp.__name__]
+
+    def counted(kernel: Any, *arguments: Any) -> None:
+        names.append(kernel.name)
+        launch(kernel, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_kernel.LAUNCHERS, xp.__name__, counted)
+        yield names
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_parts_of_what_is_rounded_once(
+    precision: str, launched: list[str], rng: np.random.Generator
+) -> None:
+    dtype = {"bfloat16": "uint16", "float16": "float16"}[precision]
+    values = xp.asarray(rng.standard_normal(64).astype("float32"))
+    other = xp.asarray(rng.standard_normal(64).astype("float32"))
+    parts = values[:12].reshape(3, 4), values[16:36], values
+    with kernels.rounded_once([values], precision, xp=xp):
+        found = [cast(part, dtype, xp) for part in parts]
+        assert len(launched) == 1
+        assert same(cast(other[:5], dtype, xp).get(), rounded(other[:5].get(), dtype))
+        turned = cast(parts[0].T, dtype, xp)  # no part without gaps
+        assert len(launched) == 3
+        kept = values.copy()
+        values[...] = 2.0  # as where weights are averaged for a validation, amid a step
+        with kernels.rounded_once([values], precision, xp=xp):
+            assert same(cast(values, dtype, xp).get(), rounded(values.get(), dtype))
+        values[...] = kept
+    for part, got in zip((*parts, parts[0].T), (*found, turned), strict=True):
+        assert got.shape == part.shape
+        assert same(got.get(), rounded(part.get(), dtype))
+    values[...] = 7.0
+    assert (cast(values, "float16", xp).get() == 7.0).all()  # nothing outlives the block
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_nothing_is_copied_that_is_not_rounded(precision: str, launched: list[str]) -> None:
+    values = xp.asarray(np.ones(64, "float32"))
+    with kernels.rounded_once([values], precision, xp=xp):
+        assert cast(values[:3], "uint16", xp).get().tolist() == [0x3F80] * 3
+    assert len(launched) == 1
+
+
+def steps_of(accumulated: int) -> np.ndarray:
+    """Return the weights after two steps of a model, and its logits then."""
+    sizes = {"dim": 32, "depth": 2, "num_heads": 1, "mlp_dim": 32, "num_classes": 3}
+    model = ViT("Ti/4", image_size=8, in_channels=1, xp=xp, precision="bfloat16", **sizes)
+    optimizer = AdamW(1e-2).attach(model)
+    images = np.random.default_rng(1).integers(0, 255, (accumulated, 2, 1, 8, 8), "uint8")
+    labels, which = np.array([0, 2]), np.arange(2)
+    batches = [Batch(each, labels, which, place) for place, each in enumerate(images)]
+    preprocess = Preprocess(255.0, (0.5,), (0.5,))
+    for step in range(2):
+        settings = {"lr": 1e-2, "seed": 0, "step": step}
+        train_step(model, optimizer, batches, softmax_cross_entropy, preprocess, **settings)
+    logits = model(preprocess(images[0], model))
+    return np.concatenate(
+        [each.get().ravel() for each in (logits, *(g.values for g in model.groups))]
+    )
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_step_rounds_its_weights_once(accumulated: int, launched: list[str]) -> None:
+    once, rounding = steps_of(accumulated), roundings(launched)
+    launched.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(kernels.ROUNDED, xp.__name__)
+        assert np.array_equal(steps_of(accumulated), once)
+    assert roundings(launched) > 20 + rounding
+
+
+def roundings(launched: list[str]) -> int:
+    return sum(name.startswith("cast<float, bf16") for name in launched)

@@ -5,71 +5,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from fake_cublaslt import FakeCublasLt, narrow, wide
 
 from vitkit.kernels.cuda import _cublaslt, _lt, _products
-from vitkit.kernels.cuda._algorithms import Memory
 from vitkit.kernels.cuda._cublaslt import Binding, CublasError, Plan, Problem, Unsupported
-from vitkit.testing import cuda_on_cpu, strict_device
+from vitkit.testing import strict_device
 
 xp = strict_device.xp
 ROUNDING = {"float32": 2.0**-23, "float16": 2.0**-10, "uint16": 2.0**-7}
-
-
-class Clock:
-    """A device whose algorithms take the times that are given, by their numbers."""
-
-    def __init__(self, lib: FakeCublasLt, times: list[float]) -> None:
-        self.lib, self.times, self.is_capturing = lib, times, False
-        self.device_in_use, self.stream_in_use = 0, 5
-
-    def device(self) -> int:
-        return self.device_in_use
-
-    def stream(self) -> int:
-        return self.stream_in_use
-
-    def capturing(self) -> bool:
-        return self.is_capturing
-
-    def title(self) -> str:
-        return "A GPU/of tests"
-
-    def lasting(self) -> Any:
-        return nullcontext()
-
-    def seconds(self, run: Callable[[], None]) -> float:
-        run()
-        return self.times[self.lib.calls[-1]]
-
-
-@pytest.fixture
-def lib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCublasLt]:
-    """Return the library that products use."""
-    if reason := cuda_on_cpu.why_not():
-        pytest.skip(reason)
-    fake = FakeCublasLt()
-    binding = Binding(fake)
-    monkeypatch.setattr(_cublaslt, "library", lambda: binding)
-    monkeypatch.setattr(_lt, "GPU", Clock(fake, [3.0, 1.0, 2.0]))
-    # CuPy's memory lies on boundaries of 512 bytes, so that what is timed lies as well as what it
-    # is timed for; NumPy's on boundaries of 16.
-    monkeypatch.setattr(_lt, "ALIGNMENTS", (16, 8, 4, 2))
-    for table in ("PLANS", "WORKSPACES"):
-        monkeypatch.setattr(_lt, table, {})
-    monkeypatch.setattr(_lt, "memory", lambda name: Memory(name, tmp_path))
-    with cuda_on_cpu.emulated():
-        yield fake
 
 
 def stored(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> np.ndarray:
@@ -181,7 +128,7 @@ def test_biases_that_the_library_does_not_add(
     rng: np.random.Generator,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    lib.adds_biases = False
+    lib.epilogues.remove(4)
     with caplog.at_level(logging.INFO, "vitkit"):
         for _ in range(2):
             assert error(rng, dtypes=("uint16", result), biased=True, plus=plus) < 2
@@ -192,7 +139,7 @@ def test_biases_that_the_library_does_not_add(
 
 FAULTS: dict[str, tuple[str, Any]] = {
     "flags that do not change places": ("TRANSPOSE_A", 4),
-    "no bias": ("WITH_BIAS", 1),
+    "no bias": ("EPILOGUES", {("", False): 1, ("", True): 1}),
     "the bias of another attribute": ("BIAS", 7),
     "a batch of one": ("BATCH_COUNT", 6),
     "numbers of another type": ("TYPES", {"float32": 0, "float16": 14, "uint16": 2}),
@@ -359,8 +306,13 @@ def test_descriptors_of_the_real_library() -> None:
         Problem(5, 7, 3, False, True, "uint16", "uint16", bias=True),
         Problem(5, 7, 3, True, False, "float16", "float32", adds=True, batch=4),
         Problem(5, 7, 3, False, False, "float32", "float32", precision="tf32"),
+        Problem(5, 8, 3, False, True, "uint16", "uint16", bias=True, ends="gelu"),
+        Problem(5, 8, 3, False, True, "uint16", "uint16", bias=True, ends="gelu_kept"),
+        Problem(5, 8, 3, False, False, "float16", "float16", bias=True, ends="gelu_backward"),
     ):
-        Plan(binding, problem).preference()  # every attribute is taken
+        plan = Plan(binding, problem)
+        plan.preference()
+        plan._set_places(16, 16)  # every attribute is taken
     with pytest.raises(CublasError, match="invalid value"):
         Plan(binding, problem)._set(
             "MatmulDesc", Plan(binding, problem)._description, 3, ctypes.c_int8(0)

@@ -28,7 +28,7 @@ class Branch:
     def affine(self, x: Array, weight: Array, bias: Array) -> Array:
         """Return ``x W^T + b``, stored."""
         y = self.xp.empty((*x.shape[:-1], len(weight)), self.dtype)
-        self._multiply(rows(x), self._low(weight), rows(y), transpose_b=True, bias=bias)
+        self._multiply(rows(x), self.low(weight), rows(y), transpose_b=True, bias=bias)
         return y
 
     def add_affine(
@@ -37,7 +37,7 @@ class Branch:
         """Return ``residual + gain (x W^T + b)`` in float32."""
         y = self.xp.empty(residual.shape, "float32")
         plus = rows(residual) if gain is None else None
-        self._multiply(rows(x), self._low(weight), rows(y), transpose_b=True, bias=bias, plus=plus)
+        self._multiply(rows(x), self.low(weight), rows(y), transpose_b=True, bias=bias, plus=plus)
         if gain is not None:
             y *= gain[:, None, None]
             y += residual
@@ -46,14 +46,15 @@ class Branch:
     def input_gradient(self, dy: Array, weight: Array) -> Array:
         """Return ``dy W``, stored."""
         dx = self.xp.empty((*dy.shape[:-1], weight.shape[1]), self.dtype)
-        self._multiply(rows(dy), self._low(weight), rows(dx))
+        self._multiply(rows(dy), self.low(weight), rows(dx))
         return dx
 
     def add_weight_gradient(self, dy: Array, x: Array, dweight: Array) -> None:
         """Add ``dy^T x``."""
         self._multiply(rows(dy), rows(x), dweight, transpose_a=True, plus=dweight)
 
-    def _low(self, weight: Array) -> Array:
+    def low(self, weight: Array) -> Array:
+        """Return a weight as products take it."""
         return cast(weight, self.dtype, self.xp)
 
     def _multiply(

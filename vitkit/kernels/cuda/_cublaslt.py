@@ -21,11 +21,20 @@ TYPES = {"float32": 0, "float16": 2, "uint16": 14}  # cudaDataType, by dtype; bf
 FLOAT = TYPES["float32"]
 COMPUTE = {"float32": 68, "tf32": 77}  # cublasComputeType_t: CUBLAS_COMPUTE_32F, _32F_FAST_TF32
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
+BEFORE, BEFORE_STEP = 11, 12  # likewise, _EPILOGUE_AUX_POINTER and _EPILOGUE_AUX_LD
 BATCH_COUNT, BATCH_STEP = 5, 6  # cublasLtMatrixLayoutAttribute_t
 WORKSPACE_BYTES, REDUCTIONS = 1, 3  # cublasLtMatmulPreferenceAttributes_t
 ALIGNMENTS = (5, 6, 7, 8)  # likewise; of A to D
 IN_FLOAT = 2  # cublasLtReductionScheme_t: parts of a sum are kept in the type of the computation
-WITHOUT, WITH_BIAS = 1, 4  # cublasLtEpilogue_t
+EPILOGUES = {  # cublasLtEpilogue_t, by how a product ends and whether there is a bias
+    ("", False): 1,
+    ("", True): 4,
+    ("gelu", True): 36,  # _GELU_BIAS
+    ("gelu_kept", True): 164,  # _GELU_AUX_BIAS
+    ("gelu_backward", True): 208,  # _DGELU_BGRAD
+}
+KEEPS = ("gelu_kept", "gelu_backward")
+"""Ends that write, or read, what a GELU is of."""
 CANDIDATES = 32
 WORKSPACE = 32 << 20  # bytes that a product may use beside its arrays
 BIAS_ALIGNMENT = 16  # bytes; on an A100, algorithms that add a bias have failed with less
@@ -95,6 +104,11 @@ class Problem:
     alignment : int
         Bytes of which the addresses of matrices are multiples, at most 256; that of the bias is
         one of 16.
+    ends : str
+        What becomes of ``h = op(a) op(b) + bias``. ``""``: it is the result. ``"gelu"``:
+        ``gelu_tanh(h)`` is. ``"gelu_kept"``: so it is, and ``h`` is written too. At
+        ``"gelu_backward"`` the result is ``op(a) op(b)`` times the derivative of ``gelu_tanh`` at
+        an ``h`` that is given, and the sums of its columns are written where a bias would lie.
     """
 
     m: int
@@ -109,6 +123,7 @@ class Problem:
     adds: bool = False
     batch: int = 1
     alignment: int = 256
+    ends: str = ""
 
     @property
     def key(self) -> str:
@@ -116,7 +131,8 @@ class Problem:
         flags = "".join("ny"[flag] for flag in (self.transpose_a, self.transpose_b))
         more = "".join("ny"[flag] for flag in (self.bias, self.adds))
         sizes = f"{self.batch}x{self.m}x{self.n}x{self.k}"
-        return f"{sizes} {flags} {self.dtype} {self.out} {self.precision} {more} {self.alignment}"
+        found = f"{sizes} {flags} {self.dtype} {self.out} {self.precision} {more} {self.alignment}"
+        return f"{found} {self.ends}".rstrip()
 
 
 class Plan:
@@ -143,13 +159,15 @@ class Plan:
         self._description = self._new("cublasLtMatmulDesc", COMPUTE[p.precision], FLOAT)
         self._set("MatmulDesc", self._description, TRANSPOSE_A, ctypes.c_int32(p.transpose_b))
         self._set("MatmulDesc", self._description, TRANSPOSE_B, ctypes.c_int32(p.transpose_a))
-        epilogue = WITH_BIAS if p.bias else WITHOUT
+        epilogue = EPILOGUES[p.ends, p.bias]
         self._set("MatmulDesc", self._description, EPILOGUE, ctypes.c_int32(epilogue))
+        if p.ends in KEEPS:
+            self._set("MatmulDesc", self._description, BEFORE_STEP, ctypes.c_int64(p.n))
         self._first = self._layout(p.dtype, *((p.n, p.k) if p.transpose_b else (p.k, p.n)))
         self._second = self._layout(p.dtype, *((p.k, p.m) if p.transpose_a else (p.m, p.k)))
         self._result = self._layout(p.out, p.m, p.n)
         self._scales = ctypes.c_float(1.0), ctypes.c_float(1.0 if p.adds else 0.0)
-        self._bias = ctypes.c_void_p(0)
+        self._places: dict[int, int] = {}
         self.algorithm: Algorithm | None = None
 
     def candidates(self) -> list[Algorithm]:
@@ -164,8 +182,8 @@ class Plan:
         """
         call, p = self._binding.call, self.problem
         preference = self.preference()
-        if p.bias:  # only how the address is aligned is looked at here, and it is not kept
-            self._set_bias(BIAS_ALIGNMENT)
+        # Only how these addresses are aligned is looked at here, and they are not kept.
+        self._set_places(BIAS_ALIGNMENT, BIAS_ALIGNMENT)
         found, count = (Algorithm * CANDIDATES)(), ctypes.c_int(0)
         layouts = self._first, self._second, self._result, self._result
         arguments = (self._binding.handle(), self._description, *layouts, preference)
@@ -198,22 +216,22 @@ class Plan:
         out: int,
         *,
         bias: int = 0,
+        before: int = 0,
         workspace: int = 0,
         stream: int = 0,
         algorithm: Algorithm | None = None,
     ) -> None:
         """Ask the device for the product of what lies at these addresses.
 
-        Without ``plus`` its address is not looked at. The algorithm is the plan's own if none is
-        given.
+        Without ``plus`` its address is not looked at, nor that of ``before``, what a GELU is of,
+        where none is kept. The algorithm is the plan's own if none is given.
 
         Raises
         ------
         CublasError
             If the library refuses.
         """
-        if self.problem.bias:
-            self._set_bias(bias)
+        self._set_places(bias, before)
         chosen = algorithm or self.algorithm
         alpha, beta = self._scales
         self._binding.call(
@@ -236,10 +254,15 @@ class Plan:
             ctypes.c_void_p(stream),
         )
 
-    def _set_bias(self, address: int) -> None:
-        if address != self._bias.value:
-            self._bias = ctypes.c_void_p(address)
-            self._set("MatmulDesc", self._description, BIAS, self._bias)
+    def _set_places(self, bias: int, before: int) -> None:
+        """Say where they lie, unless it was said last."""
+        wanted = {BIAS: bias} if self.problem.bias else {}
+        if self.problem.ends in KEEPS:
+            wanted[BEFORE] = before
+        for attribute, address in wanted.items():
+            if self._places.get(attribute) != address:
+                self._set("MatmulDesc", self._description, attribute, ctypes.c_void_p(address))
+                self._places[attribute] = address
 
     def _layout(self, dtype: str, rows: int, columns: int) -> Any:
         """Return the description of a row-major matrix, our columns being the library's rows."""

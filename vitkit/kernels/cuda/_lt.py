@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from typing import NamedTuple
 
 from vitkit.backend import Array, ArrayModule, compute_capability
 from vitkit.kernels.cuda import _cublaslt, _products
@@ -42,6 +43,23 @@ def memory(name: str) -> Memory:
     return Memory(name)
 
 
+class Operands(NamedTuple):
+    """What a product is made of; the last three may be None."""
+
+    a: Array
+    b: Array
+    out: Array
+    bias: Array | None = None
+    plus: Array | None = None
+    before: Array | None = None
+
+    @property
+    def matrices(self) -> list[Array]:
+        """Those whose addresses decide which algorithms can be used."""
+        every = self.a, self.b, self.out, self.plus, self.before
+        return [each for each in every if each is not None]
+
+
 def multiply(
     a: Array,
     b: Array,
@@ -54,17 +72,12 @@ def multiply(
     xp: ArrayModule,
 ) -> None:
     """Do as :func:`vitkit.kernels.cuda._products.multiply`; a bias is rounded as the result is."""
-    shift = None if bias is None else _as_added(bias, out.dtype.name, xp)
-    problem = problem_of(a, b, out, transpose_a, transpose_b, shift, plus, precision)
-    place = GPU.device(), problem
-    if place in PLANS:
-        plan = PLANS[place]
-    else:
-        plan = _planned(problem, a, b, out, shift, plus, xp)
-        if plan is None or not GPU.capturing():  # one made while a stream captures was not timed
-            PLANS[place] = plan
+    shift = None if bias is None else as_added(bias, out.dtype.name, xp)
+    given = Operands(a, b, out, shift, plus)
+    problem = problem_of(given, transpose_a, transpose_b, precision)
+    plan = planned(problem, given, xp)
     if plan is not None:
-        _run(plan, a, b, out, shift, plus, xp)
+        run(plan, given, xp)
     elif bias is not None and out.dtype == "float32":
         multiply(a, b, out, transpose_a, transpose_b, None, plus, precision, xp)
         out += bias
@@ -72,25 +85,18 @@ def multiply(
         _products.by_the_module(a, b, out, transpose_a, transpose_b, bias, plus, precision, xp)
 
 
-def _as_added(bias: Array, dtype: str, xp: ArrayModule) -> Array:
+def as_added(bias: Array, dtype: str, xp: ArrayModule) -> Array:
     """Return a bias as the library adds it: in the result's dtype, on a boundary of 16 bytes."""
     return aligned(cast(bias, dtype, xp), xp)
 
 
 def problem_of(
-    a: Array,
-    b: Array,
-    out: Array,
-    transpose_a: bool,
-    transpose_b: bool,
-    bias: Array | None,
-    plus: Array | None,
-    precision: str,
+    given: Operands, transpose_a: bool, transpose_b: bool, precision: str, ends: str = ""
 ) -> Problem:
     """Return which product this is."""
+    a, out = given.a, given.out
     m, n = out.shape[-2:]
-    addresses = [each.data.ptr for each in (a, b, out, plus) if each is not None]
-    common = math.gcd(*addresses)
+    common = math.gcd(*(each.data.ptr for each in given.matrices))
     return Problem(
         m,
         n,
@@ -100,70 +106,76 @@ def problem_of(
         a.dtype.name,
         out.dtype.name,
         "tf32" if precision == "tf32" and a.dtype == "float32" else "float32",
-        bias is not None,
-        plus is not None,
+        given.bias is not None,
+        given.plus is not None,
         out.shape[0] if out.ndim == 3 else 1,
         next(size for size in ALIGNMENTS if common % size == 0),
+        ends,
     )
 
 
-def _planned(
-    problem: Problem,
-    a: Array,
-    b: Array,
-    out: Array,
-    bias: Array | None,
-    plus: Array | None,
-    xp: ArrayModule,
-) -> Plan | None:
-    """Return a plan with the fastest algorithm, timed on these arrays but for the result.
+def planned(problem: Problem, given: Operands, xp: ArrayModule) -> Plan | None:
+    """Return how the device computes a product, from the second time on as it was the first time.
 
-    None, and a line that says why, where the library has no algorithm.
+    None, and at first a line that says why, where the library has no algorithm.
     """
+    place = GPU.device(), problem
+    if place not in PLANS:
+        plan = _new_plan(problem, given, xp)
+        if plan is not None and GPU.capturing():
+            return plan  # it was not timed
+        PLANS[place] = plan
+    return PLANS[place]
+
+
+def _new_plan(problem: Problem, given: Operands, xp: ArrayModule) -> Plan | None:
+    """Return a plan with the fastest algorithm, timed on these arrays but for the result."""
     binding = _cublaslt.library()
     plan = Plan(binding, problem)
     try:
         candidates = plan.candidates()
     except Unsupported as error:
-        LOGGER.warning("A product is computed in another way: %s.", error)
+        if not problem.ends:  # where there is another way whoever asks says so
+            LOGGER.warning("A product is computed in another way: %s.", error)
         return None
     if GPU.capturing() or len(candidates) == 1:
         plan.algorithm = candidates[0]
         return plan
-    room = xp.empty(out.shape, out.dtype)
-    added = None if plus is None else room  # what is added to may be the result itself
+    room = xp.empty(given.out.shape, given.out.dtype)
+    # What is added to may be the result itself.
+    timed = given._replace(out=room, plus=None if given.plus is None else room)
 
     def seconds(algorithm: Algorithm) -> float:
         try:
-            return GPU.seconds(lambda: _run(plan, a, b, room, bias, added, xp, algorithm))
+            return GPU.seconds(lambda: run(plan, timed, xp, algorithm))
         except CublasError:
             return math.inf
 
-    name = f"{GPU.title()}-{binding.version}"
-    plan.algorithm = memory(name).choose(problem.key, candidates, seconds)
+    plan.algorithm = found().choose(problem.key, candidates, seconds)
     return plan
 
 
-def _run(
-    plan: Plan,
-    a: Array,
-    b: Array,
-    out: Array,
-    bias: Array | None,
-    plus: Array | None,
-    xp: ArrayModule,
-    algorithm: Algorithm | None = None,
-) -> None:
+def found() -> Memory:
+    """Return what was found for the products of the device in use."""
+    return memory(f"{GPU.title()}-{_cublaslt.library().version}")
+
+
+def run(plan: Plan, given: Operands, xp: ArrayModule, algorithm: Algorithm | None = None) -> None:
+    """Ask the device for a product."""
     device = GPU.device()
     if device not in WORKSPACES:
         with GPU.lasting():
             WORKSPACES[device] = xp.empty((WORKSPACE,), "uint8")
+    plus, bias, before = (
+        0 if each is None else each.data.ptr for each in (given.plus, given.bias, given.before)
+    )
     plan(
-        a.data.ptr,
-        b.data.ptr,
-        0 if plus is None else plus.data.ptr,
-        out.data.ptr,
-        bias=0 if bias is None else bias.data.ptr,
+        given.a.data.ptr,
+        given.b.data.ptr,
+        plus,
+        given.out.data.ptr,
+        bias=bias,
+        before=before,
         workspace=WORKSPACES[device].data.ptr,
         stream=GPU.stream(),
         algorithm=algorithm,

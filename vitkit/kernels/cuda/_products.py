@@ -8,7 +8,7 @@ other array module, they are the module's own, of operands that are widened firs
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.backend.precision import operand, stored
@@ -92,3 +92,26 @@ def _widened(x: Array, precision: str, xp: ArrayModule) -> Array:
 Product = Callable[[Array, Array, Array, bool, bool, Array | None, Array | None, str, Any], None]
 PRODUCTS: dict[str, Product] = {}
 """What multiplies the arrays of an array module, by its name; others multiply by themselves."""
+
+
+class ThroughGelu(Protocol):
+    """Products that go through a tanh GELU on their way; see ``_lt_gelu``."""
+
+    def pay(
+        self, x: Array, fc1: Array, bias: Array, fc2: Array, keep: bool, xp: ArrayModule
+    ) -> bool:
+        """Return whether they are there, and faster than a kernel after each product."""
+
+    def forward(
+        self, x: Array, fc1: Array, bias: Array, keep: bool, xp: ArrayModule
+    ) -> tuple[Array, Array | None]:
+        """Return what comes out of the GELU, and what it is of if that is kept."""
+
+    def backward(
+        self, dy: Array, fc2: Array, before: Array, dbias: Array, xp: ArrayModule
+    ) -> Array:
+        """Return the gradient of what the GELU is of, and add its sums to ``dbias``."""
+
+
+GELU: dict[str, ThroughGelu] = {}
+"""What has them for the arrays of an array module, by its name."""

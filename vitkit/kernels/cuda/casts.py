@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 
+from vitkit import kernels
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import WIDTH, plain, pointer, vector
 from vitkit.kernels.cuda._kernel import LOW, STORED, TYPES, Family, blocks, type_of
+from vitkit.kernels.cuda._products import DTYPES
 from vitkit.kernels.cuda.column_sums import add_column_sums
 
 THREADS, ROUNDS = 256, 4  # of a block
@@ -15,6 +21,34 @@ PARTS = 256  # blocks that share the rows at most, on any GPU, for equal bits
 NARROW = Family("casts.cuh", "cast<float, {y}, {v}>", y=LOW, v=(1, WIDTH))
 WIDEN = Family("casts.cuh", "cast<{x}, float, {v}>", x=LOW, v=(1, WIDTH))
 GAINED = Family("casts.cuh", "gained_cast<{y}, {v}>", y=STORED, v=(1, WIDTH))
+_COPIES: ContextVar[tuple[tuple[Array, Array], ...]] = ContextVar("copies", default=())
+"""Float32 arrays, and what each is rounded to while a block lasts."""
+
+
+@contextmanager
+def rounded_once(arrays: Sequence[Array], precision: str, xp: ArrayModule) -> Iterator[None]:
+    """Do as :func:`vitkit.kernels.rounded_once`: a kernel for each array, not for each part."""
+    dtype = DTYPES[precision]
+    rounded = [array for array in arrays if array.dtype == "float32" and dtype != "float32"]
+    copies = [(array, _rounded(array, dtype, xp)) for array in rounded]
+    before = _COPIES.set((*copies, *_COPIES.get()))  # what changed since is in the newest
+    try:
+        yield
+    finally:
+        _COPIES.reset(before)
+
+
+kernels.ROUNDED["cupy"] = rounded_once
+
+
+def _copied(x: Array, dtype: str) -> Array | None:
+    """Return the part of a copy that ``x`` is there, if it is a part of what was copied."""
+    for values, copy in _COPIES.get():
+        start, rest = divmod(x.data.ptr - values.data.ptr, values.itemsize)
+        inside = not rest and 0 <= start <= values.size - x.size
+        if inside and copy.dtype == dtype and x.flags.c_contiguous:
+            return copy[start : start + x.size].reshape(x.shape)
+    return None
 
 
 def cast(x: Array, dtype: str, xp: ArrayModule) -> Array:
@@ -32,7 +66,8 @@ def cast(x: Array, dtype: str, xp: ArrayModule) -> Array:
     Returns
     -------
     array
-        Without gaps; ``x`` itself if that is of the dtype already.
+        Without gaps; ``x`` itself if that is of the dtype already, or a part of the copy that
+        :func:`rounded_once` has made.
 
     Raises
     ------
@@ -44,6 +79,11 @@ def cast(x: Array, dtype: str, xp: ArrayModule) -> Array:
     names = {x.dtype.name, dtype}
     if "float32" not in names or not names <= set(TYPES):
         raise ValueError(f"A cast is from or to float32, of {', '.join(TYPES)}; got {names}.")
+    copied = _copied(x, dtype)
+    return _rounded(x, dtype, xp) if copied is None else copied
+
+
+def _rounded(x: Array, dtype: str, xp: ArrayModule) -> Array:
     inputs, y = plain(x, xp), xp.empty(x.shape, dtype)
     v = vector(WIDTH, inputs, y)
     kernel = NARROW(y=type_of(y), v=v) if x.dtype == "float32" else WIDEN(x=type_of(x), v=v)
