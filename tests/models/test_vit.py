@@ -197,6 +197,21 @@ def test_gradient_of_images_and_all_parameters(extra: dict[str, Any], xp: ArrayM
     assert min(errors) < 1e-6  # a wrong gradient is wrong along every direction
 
 
+@options
+def test_without_the_gradient_of_images(extra: dict[str, Any], xp: ArrayModule) -> None:
+    model = small(xp, **extra)
+    images, found = draw(model), []
+    for wanted in (True, False):
+        ctx = Context(train=True, seed=2, input_gradient=wanted)
+        dlogits = xp.ones_like(model.forward(images, ctx))
+        model.zero_grad()
+        assert (model.backward(dlogits, ctx) is not None) == wanted
+        assert len(ctx) == 0
+        found.append([to_numpy(p.grad).copy() for _, p in model.named_parameters()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_of_each_parameter_alone(name: str, xp: ArrayModule) -> None:
     model = small(xp, dtype="float64")

@@ -80,3 +80,39 @@ def test_empty_batch(xp: ArrayModule, bring: Any) -> None:
     assert dx.shape == x.shape
     np.testing.assert_array_equal(to_numpy(dw), np.zeros((5, 3)))
     np.testing.assert_array_equal(to_numpy(db), np.zeros(5))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_without_the_gradient_of_the_input(
+    dtype: str, xp: ArrayModule, rng: np.random.Generator, bring: Any
+) -> None:
+    dy, x, w = (bring(rng.standard_normal(s), dtype) for s in [(7, 5), (7, 3), (5, 3)])
+    dx, *others = ops.linear_backward(dy, x, w, input_gradient=False, xp=xp)
+    assert dx is None
+    for found, expected in zip(others, ops.linear_backward(dy, x, w, xp=xp)[1:], strict=True):
+        np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
+
+
+ROUNDING = {"tf32": 2.0**-11, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_operands_are_rounded(
+    precision: str, xp: ArrayModule, rng: np.random.Generator, bring: Any
+) -> None:
+    dy, x, w, b = (rng.standard_normal(s).astype("float32") for s in [(9, 5), (9, 33), (5, 33), 5])
+    given = [bring(each, "float32") for each in (dy, x, w, b)]
+    with ops.reference_only():
+        y = ops.linear(*given[1:], precision=precision, xp=xp)
+        found = [y, *ops.linear_backward(*given[:3], precision=precision, xp=xp)]
+        exact = [ops.linear(*given[1:], xp=xp), *ops.linear_backward(*given[:3], xp=xp)]
+    sizes = [
+        abs(x) @ abs(w).T + abs(b),
+        abs(dy) @ abs(w),
+        abs(dy).T @ abs(x),
+        abs(dy).sum(axis=0),
+    ]  # what each sum is made of: both factors of a term may be rounded
+    for got, wanted, size in zip(found, exact, sizes, strict=True):
+        difference = abs(to_numpy(got) - to_numpy(wanted))
+        assert (difference <= 2.1 * ROUNDING[precision] * size).all()
+        assert difference.max() > 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitkit import ops
 from vitkit.backend import ArrayModule, to_numpy
 from vitkit.data import ArrayDataset, Batch, Loader
 from vitkit.models import ViT
@@ -195,3 +196,16 @@ def test_a_loss_that_returns_something_else_is_named(
     with pytest.raises(ValueError, match=rf"The loss \S*focal {message}") as caught:
         step(make_model(), data, pieces(data, 5), loss=partial(focal, gamma=2.0))
     assert vars(caught.value)["culprit"] == __name__
+
+
+def test_no_gradient_of_the_images_is_computed(
+    make_data: MakeData, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, model, called = make_data(), make_model(), []
+    for name in ("patchify", "unpatchify"):
+        op = getattr(ops, name)
+        monkeypatch.setattr(
+            ops, name, lambda *a, _op=op, **k: called.append(_op.__name__) or _op(*a, **k)
+        )
+    step(model, data, pieces(data, 5))
+    assert called == ["patchify"]

@@ -70,9 +70,9 @@ class ViT(Module):
     seed : int or None, default 0
         Where the first weights come from; None leaves zeros, for weights about to be loaded.
     precision : str, default "float32"
-        What matrix products inside the blocks are made of, beside float32 weights, sums and
-        gradients: ``"bfloat16"`` where the processor is faster that way (AMX, or AVX-512 BF16);
-        ``"tf32"`` and ``"float16"`` are for GPUs.
+        What the matrix products of the patch embedding and the blocks are made of, beside float32
+        weights, sums and gradients: ``"bfloat16"`` where the processor is faster that way (AMX, or
+        AVX-512 BF16); ``"tf32"`` and ``"float16"`` are for GPUs.
     xp : module, optional
         The array module itself, instead of ``backend``.
     **options
@@ -165,7 +165,10 @@ class ViT(Module):
         return self.head.forward(x, ctx)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        """Add to every parameter's gradient and return the images' gradient (B, C, H, W)."""
+        """Add to every parameter's gradient and return the images' gradient (B, C, H, W).
+
+        None instead where ``ctx.input_gradient`` is false.
+        """
         dy = self.xp.asarray(dy, dtype=self.pos_embed.value.dtype)  # a loss may be in float64
         dx = self.head.backward(dy, ctx)
         if self.pre_logits is not None:

@@ -41,12 +41,22 @@ class Context:
     keep : bool, optional
         Whether arrays are kept for backward. By default they are when ``train`` is true. A pass
         with ``train=False, keep=True`` gives the gradients of inference.
+    input_gradient : bool, default True
+        Whether the gradient of what comes into the whole model is wanted, as to explain an answer.
+        Training does without: a model may then return None for it, and save the work.
     """
 
     def __init__(
-        self, *, train: bool = False, seed: int = 0, step: int = 0, keep: bool | None = None
+        self,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        step: int = 0,
+        keep: bool | None = None,
+        input_gradient: bool = True,
     ) -> None:
         self.train = train
+        self.input_gradient = input_gradient
         self.keep = train if keep is None else keep
         self.seeds = Seeds(seed, step)
         self._entries: list[tuple[Module, tuple[Any, ...]]] = []
@@ -80,13 +90,13 @@ class Context:
 
     def forgetting(self) -> Context:
         """Return the same pass, drawing from the same seeds, with nothing kept."""
-        other = Context(train=self.train, keep=False)
+        other = Context(train=self.train, keep=False, input_gradient=self.input_gradient)
         other.seeds = self.seeds
         return other
 
     def replay(self, drawn: int) -> Context:
         """Return a pass that keeps, and draws again the keys that followed count ``drawn``."""
-        other = Context(train=self.train, keep=True)
+        other = Context(train=self.train, keep=True, input_gradient=self.input_gradient)
         other.seeds = Seeds(self.seeds.seed, self.seeds.step, drawn)
         return other
 

@@ -37,7 +37,7 @@ class Module:
     name: str = ""
     transparent: bool = False  # True for wrappers, which leave no trace in parameter names
     groups: tuple[FlatGroup, ...] = ()
-    precision: str = "float32"  # what the products of a block are made of; set by ``place``
+    precision: str = "float32"  # what products are made of; set by ``place``
     _xp: ArrayModule = None
     _snapshot: Snapshot | None = None  # of the tree when its buffers were last checked
 
@@ -139,9 +139,9 @@ class Module:
         dtype : str or numpy.dtype, default "float32"
             ``"float32"`` or ``"float64"``.
         precision : str, optional
-            ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``: what the products inside
-            encoder blocks are made of. Where that would be no faster a line says so and it stays
-            float32. By default as it was.
+            ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``: what the products of
+            the patch embedding and of encoder blocks are made of. Where that would be no faster a
+            line says so and it stays float32. By default as it was.
 
         Returns
         -------

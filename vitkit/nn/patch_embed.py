@@ -50,12 +50,20 @@ class PatchProjection(Module):
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the embedded patches and keep the patches."""
         ctx.push(self, x)
-        return ops.linear(x, self._matrix, self.bias.value, xp=self.xp)
+        bias, precision = self.bias.value, self.precision
+        return ops.linear(x, self._matrix, bias, precision=precision, xp=self.xp)
 
-    def backward(self, dy: Array, ctx: Context) -> Array:
-        """Return ``dx``."""
+    def backward(self, dy: Array, ctx: Context) -> Array | None:
+        """Return ``dx``, or None where the pass does without it."""
         (x,) = ctx.pop(self)
-        dx, dweight, dbias = ops.linear_backward(dy, x, self._matrix, xp=self.xp)
+        dx, dweight, dbias = ops.linear_backward(
+            dy,
+            x,
+            self._matrix,
+            precision=self.precision,
+            input_gradient=ctx.input_gradient,
+            xp=self.xp,
+        )
         self.weight.add_grad(dweight.reshape(self.weight.shape))
         self.bias.add_grad(dbias)
         return dx
@@ -108,7 +116,9 @@ class PatchEmbed(Module):
         """Return the embedded patches, in reading order."""
         return self.proj.forward(ops.patchify(x, self.patch_size, xp=self.xp), ctx)
 
-    def backward(self, dy: Array, ctx: Context) -> Array:
-        """Return the gradient of the images."""
+    def backward(self, dy: Array, ctx: Context) -> Array | None:
+        """Return the gradient of the images, or None where the pass does without it."""
         dpatches = self.proj.backward(dy, ctx)
+        if dpatches is None:
+            return None
         return ops.unpatchify(dpatches, self.image_size, self.patch_size, xp=self.xp)

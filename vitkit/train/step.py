@@ -194,7 +194,7 @@ def add_gradients(
         model.zero_grad()
     with model.rounded_once():
         for piece, batch in enumerate(batches):
-            ctx = Context(train=True, seed=seed, step=first_pass + piece)
+            ctx = Context(train=True, seed=seed, step=first_pass + piece, input_gradient=False)
             labels = xp.asarray(batch.labels)
             with section(LAYERS):
                 logits = model.forward(preprocess(batch.images, model), ctx)

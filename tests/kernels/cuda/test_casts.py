@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitkit import ViT, kernels
+from vitkit import ViT, kernels, ops
 from vitkit.backend.precision import from_bfloat16, to_bfloat16
 from vitkit.data import Batch
 from vitkit.kernels.cuda import _kernel
@@ -251,3 +251,29 @@ def test_a_step_rounds_its_weights_once(accumulated: int, launched: list[str]) -
 
 def roundings(launched: list[str]) -> int:
     return sum(name.startswith("cast<float, bf16") for name in launched)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("input_gradient", [True, False])
+def test_an_affine_map_of_rounded_numbers(
+    precision: str, input_gradient: bool, rng: np.random.Generator
+) -> None:
+    """As the patch embedding is: its operands are cast, its sums and results are float32."""
+    dy, x, w, b = (
+        rng.standard_normal(s).astype("float32") for s in [(2, 9, 5), (2, 9, 33), (5, 33), 5]
+    )
+    ways = {"precision": precision, "input_gradient": input_gradient}
+    given = [xp.asarray(each) for each in (dy, x, w, b)]
+    y = ops.linear(*given[1:], precision=precision, xp=xp)
+    found = [y, *ops.linear_backward(*given[:3], **ways, xp=xp)]
+    with ops.reference_only():
+        expected = [
+            ops.linear(x, w, b, precision=precision, xp=np),
+            *ops.linear_backward(dy, x, w, **ways, xp=np),
+        ]
+    assert (found[1] is None) is (not input_gradient)
+    for got, wanted in zip(found, expected, strict=True):
+        if wanted is not None:
+            assert got.dtype == "float32"
+            np.testing.assert_allclose(got.get(), wanted, atol=64 * EPS * abs(wanted).max())

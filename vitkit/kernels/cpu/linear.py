@@ -1,4 +1,4 @@
-"""The affine map with packed panels; the meaning is in :mod:`vitkit.ops.linear`."""
+"""The affine map with packed panels, in float32; the meaning is in :mod:`vitkit.ops.linear`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from vitkit.ops.linear import linear, linear_backward
 
 
 @linear.kernel("numpy")
-def linear_cpu(x: Array, weight: Array, bias: Array | None, *, xp: ArrayModule) -> Any:
+def linear_cpu(
+    x: Array, weight: Array, bias: Array | None, *, precision: str = "float32", xp: ArrayModule
+) -> Any:
     """Replace :func:`vitkit.ops.linear` for float32."""
     if not served(x, weight, *(() if bias is None else (bias,))):
         return NotImplemented
@@ -36,16 +38,24 @@ def linear_cpu(x: Array, weight: Array, bias: Array | None, *, xp: ArrayModule) 
 
 
 @linear_backward.kernel("numpy")
-def linear_backward_cpu(dy: Array, x: Array, weight: Array, *, xp: ArrayModule) -> Any:
+def linear_backward_cpu(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    *,
+    precision: str = "float32",
+    input_gradient: bool = True,
+    xp: ArrayModule,
+) -> Any:
     """Replace :func:`vitkit.ops.linear_backward` for float32."""
     if not served(dy, x, weight):
         return NotImplemented
     width, depth = weight.shape
-    dx, drows = empty(x.shape), rows(dy)
-    none = np.zeros(depth, np.float32)
-    affine(
-        drows, packed(weight), none, dx.reshape(-1, depth), scratch(room(GROUP)), parts(len(drows))
-    )
+    drows, dx = rows(dy), None
+    if input_gradient:
+        dx, none = empty(x.shape), np.zeros(depth, np.float32)
+        to = dx.reshape(-1, depth)
+        affine(drows, packed(weight), none, to, scratch(room(GROUP)), parts(len(drows)))
     dweight, dbias = empty(weight.shape), empty((width,))
     dweight.fill(0)
     dbias.fill(0)
