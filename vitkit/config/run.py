@@ -153,10 +153,11 @@ class TrainConfig(_Section):
     epoch's numbers are known and before its checkpoint is written.
     ``precision`` says what the products of the patch embedding and of blocks are made of: one other
     than float32 is served where it is faster, and float32 elsewhere, which a line then says. With
-    ``"float16"`` the loss is scaled for backward, and a step whose gradient is not finite is skipped. ``nonfinite`` says
-    what is done about a step whose loss or gradient is not finite elsewhere: the run ends with an
-    error, goes on without the step, or ends as if it were done. ``graph`` says
-    whether steps are recorded and asked of a GPU as one graph; with None, where they can be.
+    ``"float16"`` the loss is scaled for backward, and a step whose gradient is not finite is
+    skipped. ``nonfinite`` says what is done about a step whose loss or gradient is not finite
+    elsewhere: the run ends with an error, goes on without the step, or ends as if it were done.
+    ``graph`` says whether steps are recorded and asked of a GPU as one graph; with None, where they
+    can be.
     """
 
     epochs: PositiveInt = 100
