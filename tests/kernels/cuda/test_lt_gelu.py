@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from fake_cublaslt import FakeCublasLt, gelu, narrow, wide
 
-from vitkit import ops
+from vitkit import ViT, ops
+from vitkit.data import Batch
 from vitkit.kernels.cuda import _cublaslt, _lt, _lt_gelu, _products
 from vitkit.kernels.cuda._lt_gelu import GeluProducts
 from vitkit.ops.mlp import MLPArrays
-from vitkit.testing import strict_device
+from vitkit.optim import AdamW
+from vitkit.testing import recording, strict_device
+from vitkit.train.graph import WARM_UP, GraphedStep
+from vitkit.train.preprocess import Preprocess
 
 xp = strict_device.xp
 ROUNDING = {"float16": 2.0**-10, "uint16": 2.0**-7}  # from one stored number to the next
@@ -93,10 +97,21 @@ class Branch:
 
 @pytest.fixture
 def through(lib: FakeCublasLt) -> Iterator[FakeCublasLt]:
-    """Have products of the strict device by the library."""
+    """Have products of the strict device by the library, also in what is recorded there."""
+    run, clock = _lt.run, type(_lt.GPU)
+
+    def noted(*arguments: Any) -> None:
+        run(*arguments)
+        recording.note(lambda: run(*arguments))
+
+    def capturing(self: Any) -> bool:
+        return self.is_capturing or bool(recording._tapes)
+
     with pytest.MonkeyPatch.context() as patch:  # undone before what ``lib`` has put there
         patch.setitem(_products.PRODUCTS, xp.__name__, _lt.multiply)
         patch.setitem(_products.GELU, xp.__name__, GeluProducts())
+        patch.setattr(_lt, "run", noted)
+        patch.setattr(clock, "capturing", capturing)
         yield lib
 
 
@@ -261,6 +276,33 @@ def test_no_other_gelu_and_no_float32(
     branch.results(xp, lambda op: op)
     assert branch.kept == 4
     assert not set(epilogues(through)) & {36, 164, 208}
+
+
+def trained(graphed: bool, syncs: list[Any]) -> list[np.ndarray]:
+    """Return the weights after some steps, all of which but the first two may be recorded."""
+    sizes = {"dim": 32, "depth": 2, "num_heads": 1, "mlp_dim": 48, "num_classes": 3}
+    kind = {"activation": "gelu_tanh", "init": "scratch", "precision": "bfloat16"}
+    model = ViT("Ti/4", image_size=8, xp=xp, **sizes, **kind)
+    optimizer = AdamW(1e-3).attach(model)
+    preprocess, rng = Preprocess(255.0, (0.5,) * 3, (0.5,) * 3), np.random.default_rng(5)
+    step = GraphedStep(model, optimizer, ops.softmax_cross_entropy, preprocess)
+    for number in range(WARM_UP + 3):
+        images = rng.integers(0, 256, (2, 3, 8, 8), "uint8")
+        batch = Batch(images, rng.integers(0, 3, 2), np.arange(2), number)
+        run = step if graphed else step.run
+        with strict_device.count_syncs() as waits:
+            run([batch], lr=1e-3, seed=0, step=number)
+        syncs += waits
+    return list(model.state_dict().values())
+
+
+def test_a_recorded_step(through: FakeCublasLt) -> None:
+    syncs: list[Any] = []
+    found, expected = trained(True, syncs), trained(False, syncs)
+    assert {164, 208} <= set(epilogues(through))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not syncs
 
 
 FAULTS: dict[str, tuple[Any, str, Any]] = {
