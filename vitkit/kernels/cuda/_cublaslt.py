@@ -11,11 +11,16 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vitkit.backend import compute_capability
+from vitkit.kernels.cuda._gpu import Gpu
+
+LOGGER = logging.getLogger("vitkit")
 SONAMES = ("libcublasLt.so.13", "libcublasLt.so.12")
 TYPES = {"float32": 0, "float16": 2, "uint16": 14}  # cudaDataType, by dtype; bfloat16 as uint16
 FLOAT = TYPES["float32"]
@@ -38,9 +43,9 @@ KEEPS = ("gelu_kept", "gelu_backward")
 CANDIDATES = 32
 WORKSPACE = 32 << 20  # bytes that a product may use beside its arrays
 BIAS_ALIGNMENT = 16  # bytes; on an A100, algorithms that add a bias have failed with less
-NOT_SUPPORTED = 15
+NOT_INITIALIZED, NOT_SUPPORTED = 1, 15
 STATUS = {
-    1: "not initialized",
+    NOT_INITIALIZED: "not initialized",
     3: "allocation failed",
     7: "invalid value",
     8: "architecture mismatch",
@@ -292,22 +297,34 @@ class Binding:
     ----------
     lib : ctypes.CDLL
         The library, or what behaves like it.
+    device : callable, optional
+        Returns which device is in use; each has a handle of its own.
+
+    Attributes
+    ----------
+    refusal : str
+        Why the library did not start on a device; from then on it is used on none.
     """
 
-    def __init__(self, lib: Any) -> None:
-        self.lib = lib
+    def __init__(self, lib: Any, device: Callable[[], int] = lambda: 0) -> None:
+        self.lib, self.device, self.refusal = lib, device, ""
         lib.cublasLtGetVersion.restype = ctypes.c_size_t
         self.version = int(lib.cublasLtGetVersion())
         self._handles: dict[int, Any] = {}
-        self.device: Callable[[], int] = lambda: 0
-        """Which device is in use; each has a handle of its own."""
 
     def handle(self) -> Any:
-        """Return the handle of the device in use."""
+        """Return the handle of the device in use; a line says it where there can be none."""
+        if self.refusal:
+            raise CublasError(self.refusal, NOT_INITIALIZED)
         device = self.device()
         if device not in self._handles:
             made = ctypes.c_void_p()
-            self.call("cublasLtCreate", ctypes.byref(made))
+            try:
+                self.call("cublasLtCreate", ctypes.byref(made))
+            except CublasError as error:
+                self.refusal = f"cuBLASLt {self.version} does not start ({error})"
+                LOGGER.warning("Products are CuPy's, in float32: %s.", self.refusal)
+                raise CublasError(self.refusal, error.status) from None
             self._handles[device] = made
         return self._handles[device]
 
@@ -341,7 +358,7 @@ def library() -> Binding:
     """
     for name in (*_found_by_pathfinder(), *SONAMES):
         try:
-            return Binding(ctypes.CDLL(name))
+            return Binding(ctypes.CDLL(name), Gpu().device)
         except OSError:
             continue
     raise OSError(
@@ -361,17 +378,23 @@ def _found_by_pathfinder() -> list[str]:
     return [str(found.abs_path)]
 
 
-@functools.cache
 def why_none() -> str:
+    """Return why the library cannot be used here: it may load and not start, as one too new."""
+    reason = why_not_loaded()
+    if reason or not compute_capability():
+        return reason
+    try:
+        library().handle()
+    except CublasError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def why_not_loaded() -> str:
     """Return why the library cannot be loaded, or nothing."""
     try:
         library()
     except (OSError, AttributeError) as error:
         return str(error)
     return ""
-
-
-def version() -> str:
-    """Return the library's version, ``"12.9.2"``."""
-    major, rest = divmod(library().version, 10000)
-    return f"{major}.{rest // 100}.{rest % 100}"

@@ -45,7 +45,7 @@ def paths(xp: ArrayModule) -> dict[str, str]:
     products = (
         f"CuPy's cuBLAS, operands widened to float32 ({reasons['cuBLASLt']})"
         if reasons["cuBLASLt"]
-        else f"cuBLASLt {_cublaslt.version()}"
+        else f"cuBLASLt {_version()}"
     )
     own = capability(xp) >= LEAST["bfloat16"]
     fallback = "vitkit's own kernel" if own else "matrix products and a softmax"
@@ -58,3 +58,9 @@ def paths(xp: ArrayModule) -> dict[str, str]:
         "everything else": "vitkit's kernels, compiled by NVRTC when first used",
         "training steps": graphs,
     }
+
+
+def _version() -> str:
+    """Return the version of cuBLASLt, ``"12.9.2"``."""
+    major, rest = divmod(_cublaslt.library().version, 10000)
+    return f"{major}.{rest // 100}.{rest % 100}"

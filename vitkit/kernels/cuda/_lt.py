@@ -2,7 +2,7 @@
 
 The library adds only biases of the result's dtype (``CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE`` in
 ``cublasLt.h``), so a float32 bias of a result in 16 bits is rounded first. Where it has no
-algorithm, a bias is added in a second step, or the product is CuPy's own.
+algorithm, or fails, a bias is added in a second step, or the product is CuPy's own.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from vitkit.backend import Array, ArrayModule, compute_capability
+from vitkit.errors import first_line
 from vitkit.kernels.cuda import _cublaslt, _products
 from vitkit.kernels.cuda._algorithms import Memory
 from vitkit.kernels.cuda._arrays import aligned
@@ -72,6 +74,10 @@ def multiply(
     xp: ArrayModule,
 ) -> None:
     """Do as :func:`vitkit.kernels.cuda._products.multiply`; a bias is rounded as the result is."""
+    otherwise = functools.partial(_products.by_the_module, a, b, out, transpose_a, transpose_b)
+    if _cublaslt.library().refusal:
+        otherwise(bias, plus, precision, xp)
+        return
     shift = None if bias is None else as_added(bias, out.dtype.name, xp)
     given = Operands(a, b, out, shift, plus)
     problem = problem_of(given, transpose_a, transpose_b, precision)
@@ -82,7 +88,7 @@ def multiply(
         multiply(a, b, out, transpose_a, transpose_b, None, plus, precision, xp)
         out += bias
     else:
-        _products.by_the_module(a, b, out, transpose_a, transpose_b, bias, plus, precision, xp)
+        otherwise(bias, plus, precision, xp)
 
 
 def as_added(bias: Array, dtype: str, xp: ArrayModule) -> Array:
@@ -117,42 +123,86 @@ def problem_of(
 def planned(problem: Problem, given: Operands, xp: ArrayModule) -> Plan | None:
     """Return how the device computes a product, from the second time on as it was the first time.
 
-    None, and at first a line that says why, where the library has no algorithm.
+    None, and at first a line that says why, where the library has no algorithm or fails.
+
+    Raises
+    ------
+    CublasError
+        If it fails at a product that goes through a GELU: whoever asks for one has another way.
     """
     place = GPU.device(), problem
     if place not in PLANS:
         plan = _new_plan(problem, given, xp)
         if plan is not None and GPU.capturing():
-            return plan  # it was not timed
+            return plan  # it was neither timed nor tried
         PLANS[place] = plan
     return PLANS[place]
 
 
 def _new_plan(problem: Problem, given: Operands, xp: ArrayModule) -> Plan | None:
-    """Return a plan with the fastest algorithm, timed on these arrays but for the result."""
+    """Return a plan with the fastest algorithm, or None where there is none that runs."""
     binding = _cublaslt.library()
-    plan = Plan(binding, problem)
     try:
-        candidates = plan.candidates()
-    except Unsupported as error:
-        if not problem.ends:  # where there is another way whoever asks says so
+        binding.handle()  # what does not start has said so, once for all products
+        plan = Plan(binding, problem)
+        plan.algorithm = _fastest(plan, given, xp)
+    except CublasError as error:
+        if problem.ends and not isinstance(error, Unsupported):
+            raise
+        with_bias = GPU.device(), replace(problem, bias=True)  # then its line was said
+        said = with_bias in PLANS and PLANS[with_bias] is None
+        if not (problem.ends or binding.refusal or said):
             LOGGER.warning("A product is computed in another way: %s.", error)
         return None
-    if GPU.capturing() or len(candidates) == 1:
-        plan.algorithm = candidates[0]
-        return plan
-    room = xp.empty(given.out.shape, given.out.dtype)
-    # What is added to may be the result itself.
-    timed = given._replace(out=room, plus=None if given.plus is None else room)
+    return plan
+
+
+def _fastest(plan: Plan, given: Operands, xp: ArrayModule) -> Algorithm:
+    """Return the fastest algorithm that runs, timed or tried on these arrays but for the result.
+
+    While a stream captures, or memory is too short, it is the likeliest.
+    """
+    candidates = plan.candidates()
+    if GPU.capturing():
+        return candidates[0]
+    ran = set()
 
     def seconds(algorithm: Algorithm) -> float:
         try:
-            return GPU.seconds(lambda: run(plan, timed, xp, algorithm))
+            taken = GPU.seconds(lambda: run(plan, timed, xp, algorithm))
         except CublasError:
             return math.inf
+        ran.add(id(algorithm))
+        return taken
 
-    plan.algorithm = found().choose(problem.key, candidates, seconds)
-    return plan
+    try:
+        room = xp.empty(given.out.shape, given.out.dtype)
+        # What is added to may be the result itself.
+        timed = given._replace(out=room, plus=None if given.plus is None else room)
+        best = candidates[0]
+        if len(candidates) > 1:
+            best = found().choose(plan.problem.key, candidates, seconds)
+        if id(best) in ran:
+            return best
+        others = (each for each in candidates if each is not best)
+        return _first_that_runs(plan, [best, *others], timed, xp)
+    except MemoryError as error:
+        LOGGER.info("No memory to time a product, so the likeliest way: %s.", first_line(error))
+        return candidates[0]
+
+
+def _first_that_runs(
+    plan: Plan, candidates: list[Algorithm], timed: Operands, xp: ArrayModule
+) -> Algorithm:
+    """Return the first algorithm that the library does not refuse when it is asked for it."""
+    for algorithm in candidates[:-1]:
+        try:
+            run(plan, timed, xp, algorithm)
+        except CublasError:
+            continue
+        return algorithm
+    run(plan, timed, xp, candidates[-1])
+    return candidates[-1]
 
 
 def found() -> Memory:
@@ -184,6 +234,5 @@ def run(plan: Plan, given: Operands, xp: ArrayModule, algorithm: Algorithm | Non
 
 if not _cublaslt.why_none():
     _products.PRODUCTS["cupy"] = multiply
-    _cublaslt.library().device = GPU.device
-elif compute_capability():
-    LOGGER.warning("Products are CuPy's, in float32: %s.", _cublaslt.why_none())
+elif compute_capability() and (reason := _cublaslt.why_not_loaded()):
+    LOGGER.warning("Products are CuPy's, in float32: %s.", reason)
