@@ -39,6 +39,7 @@ from vitkit.kernels.cuda._cudnn_plans import (
 from vitkit.kernels.cuda._gpu import Gpu, wants_same_bits
 
 LOGGER = logging.getLogger("vitkit")
+NAME = "cuDNN"
 LEAST_CAPABILITY = 80
 FRONTENDS = ((1, 24), (1, 29))  # from which on, and before which
 LEAST_CUDNN = 91900
@@ -148,6 +149,20 @@ def serves(qkv: Array, num_heads: int, xp: ArrayModule) -> bool:
     if left or width % MULTIPLE or width > WIDEST:
         return False
     return _pair(_shape(qkv, num_heads)) is not None
+
+
+def why_not(qkv: Array, num_heads: int, xp: ArrayModule) -> str:
+    """Return why :func:`serves` says no, in words that fit every shape of which that is true.
+
+    Nothing where nobody expects it to serve: in float32, on another array module, for no numbers.
+    Nothing either for a shape that was refused a plan, which was said, or that may yet have one.
+    """
+    if xp.__name__ != GPU.name or qkv.dtype.name not in TYPES or not qkv.size:
+        return ""
+    width = qkv.shape[-1] // (3 * num_heads)
+    if not (reason := why_none()) and (width % MULTIPLE or width > WIDEST):
+        return f"it takes heads whose width is a multiple of {MULTIPLE}, to {WIDEST}; got {width}"
+    return reason
 
 
 def attend(qkv: Array, num_heads: int, xp: ArrayModule) -> tuple[Array, Array, Array]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from vitkit.backend import ArrayModule, can_record, compute_capability
 from vitkit.kernels.cuda import _cublaslt, _cudnn
+from vitkit.kernels.cuda._gpu import wants_same_bits
 
 LEAST = {"float32": 0, "tf32": 80, "bfloat16": 80, "float16": 70}
 """The compute capability, times ten, from which a GPU multiplies each precision fast."""
+WIDTHS = (32, 64, 80, 96, 128)  # of heads that vitkit's own attention kernel takes
 NEWEST = 90  # what an array module that only imitates a GPU is taken for
 
 
@@ -48,16 +51,29 @@ def paths(xp: ArrayModule) -> dict[str, str]:
         else f"cuBLASLt {_version()}"
     )
     own = capability(xp) >= LEAST["bfloat16"]
-    fallback = "vitkit's own kernel" if own else "matrix products and a softmax"
-    attention = f"{fallback} ({reasons['cuDNN']})" if reasons["cuDNN"] else "cuDNN"
+    kernel = f"vitkit's own kernel for heads of width {', '.join(map(str, WIDTHS))}"
+    fallback = kernel if own else "matrix products and a softmax"
+    attention = f"{fallback} ({reasons['cuDNN']})" if reasons["cuDNN"] else f"cuDNN, or {fallback}"
     graphs = "recorded as one CUDA graph" if can_record(xp) else "asked one kernel at a time"
     return {
         "GPU": f"compute capability {capability(xp) / 10}",
         "matrix products": products,
+        "tanh GELU": _gelu(reasons["cuBLASLt"]),
         "attention": f"{attention}; in float32 and tf32 matrix products and a softmax",
         "everything else": "vitkit's kernels, compiled by NVRTC when first used",
         "training steps": graphs,
     }
+
+
+def _gelu(reason: str) -> str:
+    """Return where ``gelu_tanh`` is computed, given why there is no cuBLASLt, or nothing."""
+    if wants_same_bits():
+        reason = "VITKIT_DETERMINISTIC=1"
+    if reason:
+        return f"a kernel after the product ({reason})"
+    timed = os.environ.get("VITKIT_AUTOTUNE") != "off"
+    when = "where timed faster than" if timed else "untimed (VITKIT_AUTOTUNE=off), in place of"
+    return f"in 16 bits within the product, {when} a kernel after it"
 
 
 def _version() -> str:

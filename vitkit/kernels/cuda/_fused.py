@@ -9,10 +9,10 @@ import math
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import aligned, plain
-from vitkit.kernels.cuda._device import capability
+from vitkit.kernels.cuda._device import WIDTHS, capability
 from vitkit.kernels.cuda._kernel import LOW, Family, blocks, type_of
 
-WIDTHS = (32, 64, 80, 96, 128)  # of heads
+NAME = "vitkit's own kernel"
 SQUARE = 16  # rows that a tensor core takes at once
 WARPS = 4  # of a block at most
 FORWARD = Family("attention.cuh", "attention_forward<{x}, {d}>", least=80, x=LOW, d=WIDTHS)
@@ -27,6 +27,18 @@ def serves(qkv: Array, num_heads: int, xp: ArrayModule) -> bool:
         return False
     width = qkv.shape[-1] / (3 * num_heads)
     return width in WIDTHS and capability(xp) >= FORWARD.least
+
+
+def why_not(qkv: Array, num_heads: int, xp: ArrayModule) -> str:
+    """Return why :func:`serves` says no; nothing in float32 or for no numbers."""
+    if qkv.dtype.name not in ("uint16", "float16") or not qkv.size:
+        return ""
+    if (have := capability(xp)) < FORWARD.least:
+        return (
+            f"it needs a GPU of compute capability {FORWARD.least / 10}; this one has {have / 10}"
+        )
+    width = qkv.shape[-1] // (3 * num_heads)
+    return f"it takes heads of width {', '.join(map(str, WIDTHS))}; got {width}"
 
 
 def attend(qkv: Array, num_heads: int, xp: ArrayModule) -> tuple[Array, Array, Array]:

@@ -5,6 +5,7 @@ The products need an array of scores (B, h, N, N), and copies of queries, keys a
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from vitkit.backend import Array, ArrayModule
@@ -13,8 +14,11 @@ from vitkit.kernels.cuda._products import multiply
 from vitkit.kernels.cuda.casts import cast
 from vitkit.ops.attention import split_heads
 
+LOGGER = logging.getLogger("vitkit")
 FUSED: tuple[Any, ...] = (_cudnn, _fused)
 """What computes attention without an array of scores, the first that serves; see each."""
+SAID: set[str] = set()
+"""Why what would be faster did not serve, as far as a line has said it."""
 
 
 def attend(
@@ -33,10 +37,10 @@ def attend(
     xp : module
         The array module.
     """
-    for better in FUSED:
-        if better.serves(qkv, num_heads, xp):
-            found: tuple[Array, Array, Array] = better.attend(qkv, num_heads, xp)
-            return found
+    better = _better(qkv, num_heads, xp)
+    if better is not None:
+        found: tuple[Array, Array, Array] = better.attend(qkv, num_heads, xp)
+        return found
     q, k, v = (_packed(part, xp) for part in split_heads(qkv, num_heads))
     scores = _scores(q, k, precision, xp)
     largest = scores.max(axis=-1, keepdims=True)
@@ -89,6 +93,26 @@ def attend_backward(
         multiply(left, right, gradient, transpose_a=turned, precision=precision, xp=xp)
         part[...] = gradient.reshape(part.shape)
     return dqkv
+
+
+def _better(qkv: Array, num_heads: int, xp: ArrayModule) -> Any | None:
+    """Return what serves of :data:`FUSED`, or None; a line says why none before it does."""
+    left: list[Any] = []
+    for better in FUSED:
+        if better.serves(qkv, num_heads, xp):
+            _say(left, better.NAME, qkv, num_heads, xp)
+            return better
+        left.append(better)
+    _say(left, "matrix products and a softmax", qkv, num_heads, xp)
+    return None
+
+
+def _say(left: list[Any], name: str, qkv: Array, num_heads: int, xp: ArrayModule) -> None:
+    for better in left:
+        reason = better.why_not(qkv, num_heads, xp)
+        if reason and reason not in SAID:
+            SAID.add(reason)
+            LOGGER.warning("Attention is by %s, not by %s: %s.", name, better.NAME, reason)
 
 
 def _scores(q: Array, k: Array, precision: str, xp: ArrayModule) -> Array:
