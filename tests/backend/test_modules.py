@@ -32,9 +32,16 @@ class FakeRuntime:
 
     CUDARuntimeError = FakeRuntimeError
 
-    def __init__(self, devices: int | FakeRuntimeError, driver: int = 13000) -> None:
+    def __init__(
+        self,
+        devices: int | FakeRuntimeError,
+        driver: int = 13000,
+        version: int = 12090,
+        capability: int = 90,
+    ) -> None:
         self.devices = devices
         self.driver = driver
+        self.version, self.capability = version, capability
 
     def getDeviceCount(self) -> int:
         if isinstance(self.devices, FakeRuntimeError):
@@ -42,13 +49,17 @@ class FakeRuntime:
         return self.devices
 
     def runtimeGetVersion(self) -> int:
-        return 12090
+        return self.version
+
+    def getDevice(self) -> int:
+        return 0
 
     def driverGetVersion(self) -> int:
         return self.driver
 
     def getDeviceProperties(self, device: int) -> dict[str, bytes]:
-        return {"name": b"Pretend GPU"}
+        major, minor = divmod(self.capability, 10)
+        return {"name": b"Pretend GPU", "major": major, "minor": minor}
 
 
 def fake_cupy(runtime: FakeRuntime, ones: Callable[..., Any] = np.ones) -> Any:
@@ -80,6 +91,20 @@ def missing_library(*args: Any) -> Any:
     raise ImportError("libcublas.so.12: cannot open shared object file\nmore lines")
 
 
+class CompileException(Exception):
+    """What CuPy raises where NVRTC fails; its text ends with the source."""
+
+
+def no_architecture(*args: Any) -> Any:
+    raise CompileException(
+        "nvrtc: error: invalid value for --gpu-architecture (-arch)\n\nmore lines"
+    )
+
+
+def no_kernel_image(*args: Any) -> Any:
+    raise FakeRuntimeError(209, "cudaErrorNoKernelImageForDevice: no kernel image is available")
+
+
 MACHINES = {
     "cupy missing": (None, ["CuPy is not installed", "vitkit[cuda12]", "vitkit[cuda13]"]),
     "no driver": (
@@ -95,6 +120,42 @@ MACHINES = {
         ["CUDA libraries do not work", "libcublas.so.12", "cupy-cuda12x[ctk]"],
     ),
 }
+OLD = ["too old for CUDA 13: pip uninstall cupy-cuda13x, then", "'cupy-cuda12x[ctk]'"]
+NEW = ["update the driver, then pip install --upgrade 'cupy-cuda13x[ctk]'"]
+ANCIENT = ["CUDA 12 and 13 run on compute capability 5.0 and newer", "another GPU"]
+UNSUPPORTED = [
+    (61, 13000, "6.1", "13.0", OLD),
+    (70, 14010, "7.0", "14.1", ["too old for CUDA 14: pip uninstall cupy-cuda14x", *OLD[1:]]),
+    (75, 13000, "7.5", "13.0", ["too new for CUDA 13.0", *NEW]),
+    (103, 12040, "10.3", "12.4", ["too new for CUDA 12.4", *NEW]),
+    (50, 12040, "5.0", "12.4", ["too new for CUDA 12.4", *NEW]),
+    (35, 12090, "3.5", "12.9", ANCIENT),
+    (37, 13000, "3.7", "13.0", ANCIENT),
+]
+
+
+@pytest.mark.parametrize("fails", [no_architecture, no_kernel_image])
+@pytest.mark.parametrize(("capability", "version", "has", "cuda", "words"), UNSUPPORTED)
+def test_a_gpu_that_is_not_supported_has_its_own_cause_and_cure(
+    capability: int,
+    version: int,
+    has: str,
+    cuda: str,
+    words: list[str],
+    fails: Callable[..., Any],
+    install: Callable[[ModuleType], None],
+) -> None:
+    install(fake_cupy(FakeRuntime(1, version=version, capability=capability), fails))
+    status = cuda_status()
+    assert (status.usable, status.cause) == (False, "unsupported GPU")
+    with pytest.raises(BackendError, match=r"the GPU \(Pretend GPU, compute capability") as caught:
+        array_module("cupy")
+    told = "architecture (-arch)" if fails is no_architecture else "cudaErrorNoKernelImage"
+    for word in [f"compute capability {has})", f"none that CUDA {cuda} runs on", told, *words]:
+        assert word in str(caught.value)
+    assert "more lines" not in str(caught.value)
+    assert "libraries" not in status.detail
+    assert array_module("auto") is np
 
 
 @pytest.mark.parametrize("cause", MACHINES)

@@ -18,6 +18,10 @@ from vitkit.errors import first_line
 INSTALL = "pip install 'vitkit[cuda12]' (CUDA 12.x) or 'vitkit[cuda13]' (CUDA 13.x)"
 LIBRARIES = "pip install 'cupy-cuda12x[ctk]' (or 'cupy-cuda13x[ctk]') brings them"
 NO_DRIVER, NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
+NO_KERNEL_IMAGE = 209  # cudaErrorNoKernelImageForDevice; the driver's error has the same number
+NO_ARCHITECTURE = "invalid value for --gpu-architecture"  # NVRTC's words, in CuPy's exception
+OLDEST = {12: 50, 13: 75}
+"""The least compute capability, times ten, that each CUDA compiles for."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class CudaStatus:
     usable : bool
         Whether arrays can be computed on a GPU.
     cause : str
-        ``"ok"``, ``"cupy missing"``, ``"cupy broken"``, ``"no driver"``, ``"no device"`` or
-        ``"libraries missing"``.
+        ``"ok"``, ``"cupy missing"``, ``"cupy broken"``, ``"no driver"``, ``"no device"``,
+        ``"unsupported GPU"`` or ``"libraries missing"``.
     detail : str
         The cause in one sentence, with versions.
     cure : str
@@ -104,6 +108,8 @@ def _smoke_test(cupy: Any) -> CudaStatus:
         if total != 8.0:
             raise ArithmeticError(f"2x2 ones @ 2x2 ones sums to {total}, not 8")
     except Exception as error:
+        if _is_of_the_gpu(error):
+            return _unsupported(cupy.cuda.runtime, error)
         return CudaStatus(
             False,
             "libraries missing",
@@ -114,3 +120,37 @@ def _smoke_test(cupy: Any) -> CudaStatus:
     name = runtime.getDeviceProperties(0)["name"].decode()
     count, version = runtime.getDeviceCount(), runtime.runtimeGetVersion()
     return CudaStatus(True, "ok", f"{count} device(s), {name}, CUDA runtime {version}", "")
+
+
+def _is_of_the_gpu(error: Exception) -> bool:
+    """Return whether an error says that nothing was compiled, or can be, for this GPU."""
+    return getattr(error, "status", None) == NO_KERNEL_IMAGE or NO_ARCHITECTURE in str(error)
+
+
+def _unsupported(runtime: Any, error: Exception) -> CudaStatus:
+    """Return that CUDA is too new for an old GPU, or too old for a new one, and what would do."""
+    found = runtime.getDeviceProperties(runtime.getDevice())
+    have = 10 * found["major"] + found["minor"]
+    major, minor = divmod(runtime.runtimeGetVersion() // 10, 100)
+    if have < OLDEST[12]:
+        cure = (
+            f"CUDA 12 and 13 run on compute capability {OLDEST[12] / 10} and newer; "
+            "use backend='numpy', or another GPU"
+        )
+    elif have < OLDEST.get(major, OLDEST[max(OLDEST)]):
+        cure = (
+            f"this GPU is too old for CUDA {major}: pip uninstall cupy-cuda{major}x, then "
+            "pip install 'cupy-cuda12x[ctk]'"
+        )
+    else:
+        cure = (
+            f"this GPU is too new for CUDA {major}.{minor}: update the driver, then "
+            "pip install --upgrade 'cupy-cuda13x[ctk]' (without another CuPy beside it)"
+        )
+    return CudaStatus(
+        False,
+        "unsupported GPU",
+        f"the GPU ({found['name'].decode()}, compute capability {have / 10}) is none that "
+        f"CUDA {major}.{minor} runs on ({first_line(error)})",
+        cure,
+    )
