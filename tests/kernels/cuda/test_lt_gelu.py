@@ -220,6 +220,18 @@ def test_what_the_library_proposes_and_then_refuses(
         _lt_gelu.PAYS.clear()
 
 
+def test_too_little_memory_to_try_them(
+    through: FakeCublasLt, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise MemoryError("Out of memory allocating 12,582,912 bytes")
+
+    monkeypatch.setattr(GeluProducts, "_pays", full)
+    branch = Branch("uint16", rng)
+    branch.results(xp, lambda op: op)
+    assert branch.kept == 4
+
+
 def test_without_timing_they_are_taken(
     through: FakeCublasLt, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

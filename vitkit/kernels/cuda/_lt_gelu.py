@@ -16,6 +16,7 @@ import logging
 from typing import Any
 
 from vitkit.backend import Array, ArrayModule
+from vitkit.errors import first_line
 from vitkit.kernels.cuda import _cublaslt, _lt, _products
 from vitkit.kernels.cuda._cublaslt import Algorithm, CublasError
 from vitkit.kernels.cuda._gpu import wants_same_bits
@@ -76,8 +77,9 @@ class GeluProducts:
                 return False  # nothing can be tried
             try:
                 PAYS[case] = self._pays(rows(x), fc1, bias, cast(fc2, x.dtype.name, xp), keep, xp)
-            except CublasError as error:
-                LOGGER.info("A GELU has a kernel of its own, after the product: %s.", error)
+            except (CublasError, MemoryError) as error:
+                reason = first_line(error)
+                LOGGER.info("A GELU has a kernel of its own, after the product: %s.", reason)
                 PAYS[case] = False
         return PAYS[case]
 
