@@ -165,6 +165,16 @@ def why_not(qkv: Array, num_heads: int, xp: ArrayModule) -> str:
     return reason
 
 
+def forget(qkv: Array, num_heads: int) -> None:
+    """Let go of what was planned for ``qkv``, and of the memory that it works in."""
+    PAIRS.pop(_shape(qkv, num_heads), None)
+
+
+def version() -> str:
+    """Return what is timed and remembered by, where it serves."""
+    return f"cudnn-{importlib.import_module('cudnn').backend_version()}"
+
+
 def attend(qkv: Array, num_heads: int, xp: ArrayModule) -> tuple[Array, Array, Array]:
     """Return the gathered values, in the dtype of ``qkv``, and what backward needs.
 

@@ -53,7 +53,11 @@ def paths(xp: ArrayModule) -> dict[str, str]:
     own = capability(xp) >= LEAST["bfloat16"]
     kernel = f"vitkit's own kernel for heads of width {', '.join(map(str, WIDTHS))}"
     fallback = kernel if own else "matrix products and a softmax"
-    attention = f"{fallback} ({reasons['cuDNN']})" if reasons["cuDNN"] else f"cuDNN, or {fallback}"
+    attention = (
+        f"{fallback} ({reasons['cuDNN']})"
+        if reasons["cuDNN"]
+        else f"cuDNN, or {fallback}{_raced(own)}"
+    )
     graphs = "recorded as one CUDA graph" if can_record(xp) else "asked one kernel at a time"
     return {
         "GPU": f"compute capability {capability(xp) / 10}",
@@ -74,6 +78,12 @@ def _gelu(reason: str) -> str:
     timed = os.environ.get("VITKIT_AUTOTUNE") != "off"
     when = "where timed faster than" if timed else "untimed (VITKIT_AUTOTUNE=off), in place of"
     return f"in 16 bits within the product, {when} a kernel after it"
+
+
+def _raced(own: bool) -> str:
+    """Return where our own attention kernel, if it serves here, is not only a stopgap for cuDNN."""
+    timed = own and not wants_same_bits() and os.environ.get("VITKIT_AUTOTUNE") != "off"
+    return " where timed faster" if timed else ""
 
 
 def _version() -> str:

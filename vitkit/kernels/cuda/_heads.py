@@ -1,4 +1,4 @@
-"""Attention of packed heads: by cuDNN, by the fused kernel, or by products where neither serves.
+"""Attention of packed heads: by cuDNN or our kernel, the faster, or by products without either.
 
 The products need an array of scores (B, h, N, N), and copies of queries, keys and values.
 """
@@ -9,14 +9,15 @@ import logging
 from typing import Any
 
 from vitkit.backend import Array, ArrayModule
-from vitkit.kernels.cuda import _cudnn, _fused
+from vitkit.kernels.cuda import _cudnn, _fused, _race
 from vitkit.kernels.cuda._products import multiply
 from vitkit.kernels.cuda.casts import cast
 from vitkit.ops.attention import split_heads
 
 LOGGER = logging.getLogger("vitkit")
 FUSED: tuple[Any, ...] = (_cudnn, _fused)
-"""What computes attention without an array of scores, the first that serves; see each."""
+"""What computes attention without an array of scores. Of those that serve the faster is asked, the
+same in both directions of a step; each can also go on from what another keeps."""
 SAID: set[str] = set()
 """Why what would be faster did not serve, as far as a line has said it."""
 
@@ -68,9 +69,10 @@ def attend_backward(
 ) -> Array:
     """Return ``dqkv`` (B, N, 3 D), stored, of :func:`attend`."""
     num_heads = largest.shape[1]
-    for better in FUSED:
-        if better.serves(qkv, num_heads, xp):
-            return better.attend_backward(dy, qkv, y, largest, log_total, xp)
+    better = _better(qkv, num_heads, xp)
+    if better is not None:
+        found: Array = better.attend_backward(dy, qkv, y, largest, log_total, xp)
+        return found
     q, k, v = (_packed(part, xp) for part in split_heads(qkv, num_heads))
     d = _packed(_heads(dy, num_heads), xp)
     gathered = cast(_packed(_heads(y, num_heads), xp), "float32", xp)
@@ -96,23 +98,18 @@ def attend_backward(
 
 
 def _better(qkv: Array, num_heads: int, xp: ArrayModule) -> Any | None:
-    """Return what serves of :data:`FUSED`, or None; a line says why none before it does."""
-    left: list[Any] = []
-    for better in FUSED:
-        if better.serves(qkv, num_heads, xp):
-            _say(left, better.NAME, qkv, num_heads, xp)
-            return better
-        left.append(better)
-    _say(left, "matrix products and a softmax", qkv, num_heads, xp)
-    return None
-
-
-def _say(left: list[Any], name: str, qkv: Array, num_heads: int, xp: ArrayModule) -> None:
+    """Return what is asked of :data:`FUSED`, or None; a line says why not one before it."""
+    if (found := _race.known(qkv, num_heads, xp)) is not None:
+        return found
+    serve = [each for each in FUSED if each.serves(qkv, num_heads, xp)]
+    left = FUSED[: FUSED.index(serve[0])] if serve else FUSED
+    name = serve[0].NAME if serve else "matrix products and a softmax"
     for better in left:
         reason = better.why_not(qkv, num_heads, xp)
         if reason and reason not in SAID:
             SAID.add(reason)
             LOGGER.warning("Attention is by %s, not by %s: %s.", name, better.NAME, reason)
+    return _race.faster(serve, qkv, num_heads, xp) if serve else None
 
 
 def _scores(q: Array, k: Array, precision: str, xp: ArrayModule) -> Array:
