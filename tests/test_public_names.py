@@ -19,7 +19,7 @@ NAMES = {
     "vitkit.ops": """
         Op Profile profiled reference_only
         adam_update_inplace adamw_update_inplace attention_branch attention_branch_backward_inplace
-        attention_weights drop_path drop_path_backward
+        attention_weights clip_by_norm_inplace drop_path drop_path_backward
         dropout dropout_backward ema_update_inplace embed_positions embed_positions_backward gelu
         gelu_backward gelu_tanh gelu_tanh_backward global_norm lamb_update_inplace layer_norm
         layer_norm_backward linear linear_backward lion_update_inplace mean_squared_error

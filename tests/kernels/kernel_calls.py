@@ -70,6 +70,10 @@ class Maker:
             arrays[3] **= 2
         return arrays
 
+    def norm(self) -> np.ndarray:
+        """Return a norm, of shape ()."""
+        return read_only(np.abs(self.changed(1)).reshape(()))
+
     def labels(self, count: int, classes: int) -> np.ndarray:
         """Return class indices."""
         return read_only(self.rng.integers(0, classes, count))
@@ -172,6 +176,10 @@ ARGUMENTS: dict[str, Arguments] = {
     "embed_positions_backward": lambda new, n, d: (new(3, n, d), True),
     "embed_positions_backward, no token": lambda new, n, d: (new(3, n, d), False),
     "global_norm": lambda new, n, d: ([new(n, d), new(d)],),
+    "clip_by_norm_inplace": lambda new, n, d: (new.changed(n, d), new.norm(), 1e-3),
+    "clip_by_norm_inplace, within the limit": lambda new, n, d: (
+        *(new.changed(n, d), new.norm(), 1e3),
+    ),
     "sgd_update_inplace": lambda new, n, d: (*new.state(n, d, 1), SGD),
     "sgd_update_inplace, no decay": lambda new, n, d: (
         *(*new.state(n, d, 1), {**SGD, "weight_decay": 0.0, "nesterov": False}),

@@ -9,7 +9,7 @@ import pytest
 from kernel_calls import KERNELS, STILL
 
 from vitkit import ops
-from vitkit.kernels.cpu import _philox
+from vitkit.kernels.cpu import _philox, norms
 from vitkit.testing import assert_close
 
 pytestmark = pytest.mark.usefixtures("no_lucky_memory")
@@ -132,6 +132,15 @@ def test_the_norm_is_precise_and_overflows_where_float32_does() -> None:
     for above in (np.array([2e19], np.float32), np.full(5, 1e19, np.float32)):
         assert kernel("global_norm")([above], xp=np) == np.inf
     assert np.isnan(kernel("global_norm")([np.array([1, np.nan], np.float32)], xp=np))
+
+
+def test_clipping_within_the_limit_touches_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(norms, "_scale", lambda x, factor: asked.append(factor))
+    for norm in (4.0, np.nan, 2.0, 1.9, 0.0):
+        g, given = NORMAL.copy(), np.asarray(norm, np.float32)
+        assert kernel("clip_by_norm_inplace")(g, given, 2.0, xp=np) is None
+    np.testing.assert_allclose(asked, [0.5, np.nan, 1.0], rtol=1e-6)  # 2 / (2 + 1e-6) is below 1
 
 
 # Updates: in place, or not at all.

@@ -1,4 +1,4 @@
-"""The global norm against torch and closed forms."""
+"""The global norm, and clipping by it, against torch and closed forms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitkit.backend import ArrayModule
-from vitkit.ops.norms import global_norm
+from vitkit.backend import ArrayModule, to_numpy
+from vitkit.ops.norms import clip_by_norm_inplace, global_norm
 from vitkit.testing import assert_close, strict_device
 
 SHAPES = [(), (1,), (31,), (4, 5, 6), (0, 3)]
@@ -55,3 +55,32 @@ def test_waits_for_no_device() -> None:
         norm = global_norm(arrays, xp=xp)
     assert syncs == []
     assert_close(norm, np.sqrt(np.float32(10)))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("norm", [0.0, 0.5, 1.999, 2.0, 2.5, 40.0, np.inf, np.nan])
+def test_clips_to_the_bit_as_it_is_written(
+    norm: float, dtype: str, xp: ArrayModule, rng: np.random.Generator
+) -> None:
+    host = rng.standard_normal((197, 1001)).astype(dtype)  # more than the CPU takes in one piece
+    host[0, :3] = -0.0, 1e-45, 1e30
+    g, given = xp.asarray(host.copy()), xp.asarray(np.asarray(norm, dtype))
+    assert clip_by_norm_inplace(g, given, 2.0, xp=xp) is None
+    expected = host * np.minimum(1.0, 2.0 / (np.asarray(norm, dtype) + 1e-6))
+    assert g.dtype == dtype
+    found = to_numpy(g)
+    np.testing.assert_array_equal(found, expected)
+    if not np.isnan(norm):
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
+    np.testing.assert_array_equal(to_numpy(given), np.asarray(norm, dtype))
+
+
+def test_clipping_waits_for_no_device() -> None:
+    xp = strict_device.xp
+    arrays = [xp.asarray(np.full(size, 3.0, "float32")) for size in (4, 5)]
+    with strict_device.count_syncs() as syncs:
+        norm = global_norm(arrays, xp=xp)
+        for array in arrays:
+            clip_by_norm_inplace(array, norm, 1.0, xp=xp)
+    assert syncs == []
+    assert_close(global_norm(arrays, xp=xp), np.float32(1))

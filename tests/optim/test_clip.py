@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitkit.ops import profiled
 from vitkit.optim import clip_global_norm
 from vitkit.testing import assert_close
 
@@ -44,3 +45,17 @@ def test_refuses_a_limit_that_is_none(max_norm: Any, make_model: Any) -> None:
     model = make_model()
     with pytest.raises(ValueError, match="max_norm must be a number > 0; got"):
         clip_global_norm(model.groups, max_norm, xp=model.xp)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6], ids=["clipped", "within"])
+def test_is_one_call_of_the_operation_for_each_buffer(
+    max_norm: float, make_model: Any, set_gradients: Any
+) -> None:
+    model = make_model("float32")
+    set_gradients(model, 0)
+    with profiled() as profile:
+        clip_global_norm(model.groups, max_norm, xp=model.xp)
+    assert {name: spent.calls for name, spent in profile.operations.items()} == {
+        "global_norm": 1,
+        "clip_by_norm_inplace": len(model.groups),
+    }

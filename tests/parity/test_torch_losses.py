@@ -92,9 +92,14 @@ def test_clipping(max_norm: float, parity: Any) -> None:
     longest = layer.num_parameters  # terms of the norm
     arrays = [parameter.grad for _, parameter in layer.named_parameters()]
     tnorm = parity.torch.nn.utils.get_total_norm([twin.grad for twin in twins])
-    parity.close(ops.global_norm(arrays, xp=parity.xp), tnorm, reduction=longest, what="op")
+    norm_alone = ops.global_norm(arrays, xp=parity.xp)
+    parity.close(norm_alone, tnorm, reduction=longest, what="op")
+    alone = [array.copy() for array in arrays]
+    for array in alone:
+        ops.clip_by_norm_inplace(array, norm_alone, max_norm, xp=parity.xp)
     norm = clip_global_norm(layer.groups, max_norm, xp=parity.xp)
     tnorm = parity.torch.nn.utils.clip_grad_norm_(twins, max_norm)
     parity.close(norm, tnorm, reduction=longest, what="norm")
-    for (name, parameter), twin in zip(layer.named_parameters(), twins, strict=True):
+    for (name, parameter), one, twin in zip(layer.named_parameters(), alone, twins, strict=True):
         parity.close(parameter.grad, twin.grad, reduction=longest, what=name)
+        parity.close(one, twin.grad, reduction=longest, what=f"{name}, by the op")

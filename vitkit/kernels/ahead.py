@@ -127,6 +127,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "pool_mean": _with(X),
     "pool_mean_backward": _with(TOKENS, SIDE),
     "global_norm": lambda: (([_ones()],), {}),
+    "clip_by_norm_inplace": lambda: ((_ones(), np.asarray(2, np.float32), 0.5), {}),
     "sgd_update_inplace": _with(LINE, LINE, LINE, **SGD),
     "adam_update_inplace": _with(LINE, LINE, LINE, LINE, **ADAM),
     "adamw_update_inplace": _with(LINE, LINE, LINE, LINE, **ADAM),

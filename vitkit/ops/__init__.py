@@ -38,6 +38,7 @@ from vitkit.ops.losses import sigmoid_bce as sigmoid_bce
 from vitkit.ops.losses import softmax_cross_entropy as softmax_cross_entropy
 from vitkit.ops.mlp import mlp_branch as mlp_branch
 from vitkit.ops.mlp import mlp_branch_backward_inplace as mlp_branch_backward_inplace
+from vitkit.ops.norms import clip_by_norm_inplace as clip_by_norm_inplace
 from vitkit.ops.norms import global_norm as global_norm
 from vitkit.ops.patches import patchify as patchify
 from vitkit.ops.patches import unpatchify as unpatchify

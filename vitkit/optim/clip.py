@@ -1,9 +1,4 @@
-r"""Gradient clipping by the global norm (Pascanu et al., 2013, arXiv:1211.5063).
-
-.. math:: g \leftarrow g \cdot \min\left(1, \frac{c}{\lVert g \rVert + 10^{-6}}\right)
-
-in the form of ``torch.nn.utils.clip_grad_norm_``.
-"""
+"""Gradient clipping by the global norm; the equation is in :mod:`vitkit.ops.norms`."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ from collections.abc import Sequence
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.place import FlatGroup
-from vitkit.ops.norms import global_norm
+from vitkit.ops.norms import clip_by_norm_inplace, global_norm
 from vitkit.validate import number
 
 
@@ -20,7 +15,8 @@ def clip_global_norm(
 ) -> Array:
     """Scale all gradients in place so that their global norm is at most ``max_norm``.
 
-    The device is not waited for: gradients within the limit are multiplied by one.
+    The equation is that of :func:`vitkit.ops.clip_by_norm_inplace`. The device is not waited for:
+    that the gradients are within the limit is found there.
 
     Parameters
     ----------
@@ -46,8 +42,6 @@ def clip_global_norm(
     max_norm = number("max_norm", max_norm, above=0)
     if norm is None:
         norm = global_norm([group.grads for group in groups], xp=xp)
-    scale = xp.minimum(1.0, max_norm / (norm + 1e-6))
     for group in groups:
-        gradient = group.grads
-        gradient *= scale
+        clip_by_norm_inplace(group.grads, norm, max_norm, xp=xp)
     return norm

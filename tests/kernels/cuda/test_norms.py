@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vitkit import ops
-from vitkit.kernels.cuda.norms import scale_by_clip
+from vitkit.models import ViT
+from vitkit.optim import clip_global_norm
 from vitkit.testing import cuda_on_cpu, strict_device
 
 xp = strict_device.xp
@@ -81,18 +82,52 @@ def test_views_iterators_and_what_the_reference_serves(rng: np.random.Generator)
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("norm", [0.5, 2.0, 5.0, 1e-30, np.inf, np.nan])
-def test_scale_by_clip(norm: float, first: int, rng: np.random.Generator) -> None:
+def test_clipping(norm: float, first: int, rng: np.random.Generator) -> None:
     listed = arrays((1, 33, 4096 + 3), first, rng)
     listed[1][:4] = xp.asarray(np.asarray([np.nan, np.inf, 1e-40, -0.0], "float32"))
     before = [array.get() for array in listed]
     on_device = xp.asarray(np.float32(norm))
     with strict_device.count_syncs() as syncs:
-        scale_by_clip(listed, on_device, 2.0, xp)
+        for array in listed:
+            assert ops.clip_by_norm_inplace.kernels["cupy"](array, on_device, 2.0, xp=xp) is None
     assert syncs == []
     with np.errstate(invalid="ignore"):
-        scale = np.minimum(np.float32(1), np.float32(2) / (np.float32(norm) + np.float32(1e-6)))
         for array, host in zip(listed, before, strict=True):
-            assert np.array_equal(array.get(), host * scale, equal_nan=True)
+            ops.clip_by_norm_inplace.reference(host, np.float32(norm), 2.0, xp=np)
+            assert np.array_equal(array.get(), host, equal_nan=True)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_what_is_left_to_the_reference_is_clipped_too(rng: np.random.Generator) -> None:
+    kernel = ops.clip_by_norm_inplace.kernels["cupy"]
+    for dtype, of_norm, step in (
+        ("float32", "float32", 2),
+        ("float64", "float64", 1),
+        ("float32", "float64", 1),
+    ):
+        host = rng.standard_normal((5, 8)).astype(dtype)
+        g, norm = xp.asarray(host)[:, ::step], xp.asarray(np.asarray(4, of_norm))
+        assert kernel(g, norm, 2.0, xp=xp) is NotImplemented
+        assert np.array_equal(g.get(), host[:, ::step])
+        ops.clip_by_norm_inplace(g, norm, 2.0, xp=xp)
+        assert g.dtype == dtype
+        assert np.allclose(g.get(), host[:, ::step] / 2, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_clipping_is_by_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    model = ViT("Ti/4", image_size=8, depth=1, num_classes=3, xp=xp)
+    for group in model.groups:
+        group.grads[...] = xp.asarray(rng.standard_normal(group.grads.shape, "float32"))
+    before = [group.grads.get() for group in model.groups]
+    reference = ops.clip_by_norm_inplace.reference
+    monkeypatch.setattr(ops.clip_by_norm_inplace, "reference", None)  # an error where it is called
+    norm = clip_global_norm(model.groups, 0.5, xp=xp)
+    for group, host in zip(model.groups, before, strict=True):
+        reference(host, norm.get(), 0.5, xp=np)
+        assert np.array_equal(group.grads.get(), host)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -149,6 +184,6 @@ def test_a_planted_fault_of_scaling_is_noticed(
         host = np.arange(1, 8, dtype="float32")
         array = xp.asarray(host)
         with cuda_on_cpu.emulated():
-            scale_by_clip([array], xp.asarray(np.float32(norm)), 2.0, xp)
+            ops.clip_by_norm_inplace(array, xp.asarray(np.float32(norm)), 2.0, xp=xp)
         wrong |= not np.allclose(array.get(), host * scale, rtol=1e-5)
     assert wrong

@@ -1,4 +1,4 @@
-"""The norm of many arrays in one pass; the meaning is in :mod:`vitkit.ops.norms`.
+"""The norm of many arrays in one pass, and clipping; the meaning is in :mod:`vitkit.ops.norms`.
 
 Squares are float32, as in the reference, and added up as float64, which costs nothing where memory
 is waited for. Each chunk has a sum of its own, so the result does not depend on the threads.
@@ -13,10 +13,10 @@ import numpy as np
 from numba import prange
 
 from vitkit.backend import Array, ArrayModule
-from vitkit.kernels.cpu._arrays import column
+from vitkit.kernels.cpu._arrays import column, served
 from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
 from vitkit.kernels.cpu._math import F
-from vitkit.ops.norms import global_norm
+from vitkit.ops.norms import clip_by_norm_inplace, clip_factor, global_norm
 
 CHUNK = 1 << 16
 
@@ -50,6 +50,33 @@ def global_norm_cpu(arrays: Iterable[Array], *, xp: ArrayModule) -> Any:
         total += float(sums.sum())
     with np.errstate(over="ignore"):  # infinite where float32 is, as in the reference
         return np.asarray(np.sqrt(F(total)))
+
+
+@serial
+def _scale_piece(x: np.ndarray, factor: float) -> None:
+    widest_vectors()
+    for k in range(x.size):
+        x[k] *= factor
+
+
+@parallel
+def _scale(x: np.ndarray, factor: float) -> None:
+    for c in prange(-(-x.size // CHUNK)):
+        _scale_piece(x[c * CHUNK : min((c + 1) * CHUNK, x.size)], factor)
+
+
+@clip_by_norm_inplace.kernel("numpy")
+def clip_by_norm_cpu(g: Array, norm: Array, max_norm: float, *, xp: ArrayModule) -> Any:
+    """Replace :func:`vitkit.ops.clip_by_norm_inplace` for contiguous float32.
+
+    Where the norm is within the limit the array is neither read nor written.
+    """
+    if not (served(g, norm) and np.shape(norm) == () and g.flags.carray):
+        return NotImplemented
+    factor = F(clip_factor(norm, max_norm, np))
+    if not factor >= 1:
+        _scale(g.reshape(-1), factor)
+    return None
 
 
 def is_float32(array: Array) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from vitkit.backend import Array, ArrayModule
-from vitkit.kernels.cuda._arrays import WIDTH, plain, vector
+from vitkit.kernels.cuda._arrays import WIDTH, plain, served, vector
 from vitkit.kernels.cuda._kernel import Family, blocks
-from vitkit.ops.norms import global_norm
+from vitkit.ops.norms import clip_by_norm_inplace, global_norm
 
 THREADS, ROUNDS = 256, 16  # of a block
 LAST = 1024  # threads of the one block that adds up what the others found
@@ -44,24 +44,15 @@ def global_norm_cuda(arrays: Iterable[Array], *, xp: ArrayModule) -> Any:
     return norm
 
 
-def scale_by_clip(arrays: Iterable[Array], norm: Array, max_norm: float, xp: ArrayModule) -> None:
-    r"""Multiply arrays in place by :math:`\min(1, c / (\lVert g \rVert + 10^{-6}))`.
+@clip_by_norm_inplace.kernel("cupy")
+def clip_by_norm_cuda(g: Array, norm: Array, max_norm: float, *, xp: ArrayModule) -> Any:
+    """Replace :func:`vitkit.ops.clip_by_norm_inplace` for contiguous float32.
 
-    Where that is 1 nothing is read or written but the norm.
-
-    Parameters
-    ----------
-    arrays : iterable of array
-        Float32, without gaps.
-    norm : array, shape ()
-        Float32, on the device.
-    max_norm : float
-        The limit :math:`c`.
-    xp : module
-        The array module.
+    Where the norm is within the limit nothing is read or written but the norm.
     """
-    for array in arrays:
-        v = vector(WIDTH, array)
-        grid = (blocks(array.size, THREADS * v),)
-        count = np.int64(array.size)
-        SCALE(v=v)(grid, (THREADS,), array, count, norm, float(max_norm), xp=xp)
+    if not (served(g, norm) and norm.shape == () and g.flags.c_contiguous):
+        return NotImplemented
+    v = vector(WIDTH, g)
+    grid, count = (blocks(g.size, THREADS * v),), np.int64(g.size)
+    SCALE(v=v)(grid, (THREADS,), g, count, norm, float(max_norm), xp=xp)
+    return None

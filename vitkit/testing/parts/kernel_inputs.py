@@ -202,6 +202,15 @@ def norms(rng: np.random.Generator, n: int, dtype: str) -> Arguments:
     return (list(cast(normal(rng, n, "n", "3 2"), dtype)),), {}
 
 
+def clipped(shape: str, max_norm: float) -> Maker:
+    """Return a maker of an array and of the norm, 2, that it and others have."""
+
+    def make(rng: np.random.Generator, n: int, dtype: str) -> Arguments:
+        return (*cast((*normal(rng, n, shape), np.asarray(2.0)), dtype), max_norm), {}
+
+    return make
+
+
 DROPPED = {"n rows": of("n 6", then=(0.5, KEY))}
 POOLED = {"n images": of("n 3 4"), "n tokens": of("3 n 4", least=1)}
 UNPOOLED = {"n images": of("n 4", then=(3,)), "n channels": of("3 n", then=(3,))}
@@ -286,6 +295,11 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = {
     "sigmoid_bce": LABELLED,
     "mean_squared_error": LABELLED,
     "global_norm": {"n numbers": norms},
+    "clip_by_norm_inplace": {
+        "a vector of n": clipped("n", 0.3),
+        "3 rows of n": clipped("3 n", 0.3),
+        "n numbers within the limit": clipped("n", 3.0),
+    },
     "sgd_update_inplace": state(3, **SGD),
     "adam_update_inplace": state(4, squares=(3,), **ADAM),
     "adamw_update_inplace": state(4, squares=(3,), **ADAM),
@@ -298,7 +312,8 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = {
 NOTHING_SUMMED = frozenset(
     """normalize_images patchify unpatchify pool_first pool_first_backward pool_mean_backward
     embed_positions dropout dropout_backward drop_path drop_path_backward sgd_update_inplace
-    adam_update_inplace adamw_update_inplace lion_update_inplace ema_update_inplace""".split()
+    adam_update_inplace adamw_update_inplace lion_update_inplace ema_update_inplace
+    clip_by_norm_inplace""".split()
 )
 """Those in which rounding does not grow with the arrays, besides activations."""
 
