@@ -116,6 +116,22 @@ def test_a_library_that_does_not_start_is_said_once(
     assert reason in _device.paths(xp)["matrix products"]
 
 
+def test_a_device_on_which_it_started_goes_on(
+    lib: FakeCublasLt, caplog: pytest.LogCaptureFixture, rng: np.random.Generator
+) -> None:
+    _cublaslt.library().device = _lt.GPU.device
+    assert error(rng) < 1
+    lib.cublasLtCreate = lambda place: 3  # type: ignore[method-assign]
+    for device in (1, 2):
+        _lt.GPU.device_in_use, lib.calls = device, []
+        assert error(rng) < 1
+        assert not lib.calls
+    assert len(caplog.records) == 1
+    _lt.GPU.device_in_use = 0
+    assert error(rng) < 1
+    assert lib.calls == [1]
+
+
 def test_a_library_that_starts_is_named(lib: FakeCublasLt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cublaslt, "compute_capability", lambda: 90)
     monkeypatch.setattr(_cublaslt, "why_not_loaded", lambda: "")

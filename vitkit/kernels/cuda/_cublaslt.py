@@ -303,7 +303,7 @@ class Binding:
     Attributes
     ----------
     refusal : str
-        Why the library did not start on a device; from then on it is used on none.
+        Why the library did not start on a device; from then on it is tried on no other.
     """
 
     def __init__(self, lib: Any, device: Callable[[], int] = lambda: 0) -> None:
@@ -314,10 +314,10 @@ class Binding:
 
     def handle(self) -> Any:
         """Return the handle of the device in use; a line says it where there can be none."""
-        if self.refusal:
-            raise CublasError(self.refusal, NOT_INITIALIZED)
         device = self.device()
         if device not in self._handles:
+            if self.refusal:
+                raise CublasError(self.refusal, NOT_INITIALIZED)
             made = ctypes.c_void_p()
             try:
                 self.call("cublasLtCreate", ctypes.byref(made))

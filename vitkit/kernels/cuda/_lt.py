@@ -74,10 +74,6 @@ def multiply(
     xp: ArrayModule,
 ) -> None:
     """Do as :func:`vitkit.kernels.cuda._products.multiply`; a bias is rounded as the result is."""
-    otherwise = functools.partial(_products.by_the_module, a, b, out, transpose_a, transpose_b)
-    if _cublaslt.library().refusal:
-        otherwise(bias, plus, precision, xp)
-        return
     shift = None if bias is None else as_added(bias, out.dtype.name, xp)
     given = Operands(a, b, out, shift, plus)
     problem = problem_of(given, transpose_a, transpose_b, precision)
@@ -88,7 +84,7 @@ def multiply(
         multiply(a, b, out, transpose_a, transpose_b, None, plus, precision, xp)
         out += bias
     else:
-        otherwise(bias, plus, precision, xp)
+        _products.by_the_module(a, b, out, transpose_a, transpose_b, bias, plus, precision, xp)
 
 
 def as_added(bias: Array, dtype: str, xp: ArrayModule) -> Array:
