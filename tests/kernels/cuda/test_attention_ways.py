@@ -75,6 +75,7 @@ def cudnn(gpu: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCudnn]:
     made = FakeCudnn()
     monkeypatch.setitem(sys.modules, "cudnn", made)
     monkeypatch.setattr(_cudnn, "PAIRS", {})
+    monkeypatch.setattr(_cudnn, "REFUSALS", {})
     monkeypatch.setattr(_cudnn, "HANDLES", {})
     monkeypatch.delenv("VITKIT_DETERMINISTIC", raising=False)
     _cudnn._why_no_library.cache_clear()
@@ -168,6 +169,19 @@ def test_the_paths_that_are_shown(gpu: Clock, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(_cudnn, "why_none", lambda: "not there either")
     assert _device.paths(xp)[gelu] == "a kernel after the product (it is missing)"
     assert _device.paths(xp)["attention"].startswith(f"{own} (not there either); in float32")
+
+
+def test_a_shape_that_cudnn_has_no_plan_for(
+    cudnn: FakeCudnn, said: pytest.LogCaptureFixture
+) -> None:
+    cudnn.refusal = "no engine"
+    for batch in (3, 3, 4):
+        assert _heads._better(packed_array(batch, 5, 2, 64), 2, xp) is _fused
+    assert said.messages == [
+        "Attention is by vitkit's own kernel, not by cuDNN: it has no plan for "
+        f"{batch} x 5 tokens, 2 heads of 64 (bfloat16) (cudnnGraphNotSupportedError: no engine)."
+        for batch in (3, 4)
+    ]
 
 
 CUDNN, OWN = "cuDNN", "vitkit's own kernel"

@@ -49,6 +49,7 @@ def cudnn(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCudnn]:
     made = FakeCudnn()
     monkeypatch.setitem(sys.modules, "cudnn", made)
     monkeypatch.setattr(_cudnn, "PAIRS", {})
+    monkeypatch.setattr(_cudnn, "REFUSALS", {})
     monkeypatch.setattr(_cudnn, "HANDLES", {})
     monkeypatch.delenv("VITKIT_DETERMINISTIC", raising=False)
     _cudnn._why_no_library.cache_clear()
@@ -298,35 +299,32 @@ def test_other_array_modules_and_gpus_are_not_served(cudnn: FakeCudnn, gpu: Fake
     assert not cudnn.graphs
 
 
-def test_a_shape_without_a_plan_is_said_once(
-    cudnn: FakeCudnn, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "vitkit")
+def test_a_shape_without_a_plan_is_asked_for_once(cudnn: FakeCudnn) -> None:
     cudnn.refusal = "no engine\nfor it"
     qkv = packed_array(3, 5, 2, 16)
     assert not any(_cudnn.serves(qkv, 2, xp) for _ in range(3))
-    (line,) = caplog.messages
-    assert line == (
-        "cuDNN does not serve attention of 3 x 5 tokens, 2 heads of 16 (bfloat16): "
-        "cudnnGraphNotSupportedError: no engine."
+    assert len(cudnn.graphs) == 1
+    assert _cudnn.why_not(qkv, 2, xp) == (
+        "it has no plan for 3 x 5 tokens, 2 heads of 16 (bfloat16) "
+        "(cudnnGraphNotSupportedError: no engine)"
     )
     with pytest.raises(RuntimeError, match="cuDNN does not serve attention of 3 x 5 tokens"):
         _cudnn.attend(qkv, 2, xp)
     cudnn.refusal = ""
     assert not _cudnn.serves(qkv, 2, xp)
     assert _cudnn.serves(packed_array(4, 5, 2, 16), 2, xp)
+    assert not _cudnn.why_not(packed_array(4, 5, 2, 16), 2, xp)
 
 
-def test_the_first_plan_that_builds_is_run(
-    cudnn: FakeCudnn, caplog: pytest.LogCaptureFixture, rng: np.random.Generator
-) -> None:
-    caplog.set_level(logging.INFO, "vitkit")
+def test_the_first_plan_that_builds_is_run(cudnn: FakeCudnn, rng: np.random.Generator) -> None:
     cudnn.unbuildable = 1
     assert worst(_cudnn, "uint16", (1, 9, 2, 16), False, rng) < 1.01
     assert all(graph.built == {1} for graph in cudnn.graphs)
     cudnn.unbuildable = 2
-    assert not _cudnn.serves(packed_array(1, 5, 2, 16), 2, xp)
-    assert "no plan can be built (cudnnGraphNotSupportedError: plan 1 did not build)" in caplog.text
+    qkv = packed_array(1, 5, 2, 16)
+    assert not _cudnn.serves(qkv, 2, xp)
+    why = "no plan can be built (cudnnGraphNotSupportedError: plan 1 did not build)"
+    assert why in _cudnn.why_not(qkv, 2, xp)
 
 
 @pytest.mark.parametrize("asked", ["1", "0", None])

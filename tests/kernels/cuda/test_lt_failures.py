@@ -11,6 +11,7 @@ from fake_cublaslt import FakeCublasLt
 
 from vitkit.kernels.cuda import _cublaslt, _device, _lt
 from vitkit.kernels.cuda._cublaslt import CublasError
+from vitkit.kernels.cuda._lt_gelu import GeluProducts
 from vitkit.testing import strict_device
 
 xp = strict_device.xp
@@ -106,6 +107,9 @@ def test_a_library_that_does_not_start_is_said_once(
         for sizes in ((5, 7, 3), (2, 2, 2), (4, 5, 6)):
             for biased in (False, True):
                 assert error(rng, sizes, biased=biased) < 2
+            low = xp.zeros((8, 8), "uint16")
+            given = low, low, xp.zeros((8,), "float32"), xp.zeros((8, 8), "float32")
+            assert not GeluProducts().pay(*given, True, xp)
         reason = _cublaslt.why_none()
     (line,) = caplog.records
     assert f"({status})" in reason

@@ -92,6 +92,8 @@ class Pair:
 HANDLES: dict[int, Handle] = {}
 PAIRS: dict[Shape, Pair | None] = {}
 """What has been planned; None where that failed."""
+REFUSALS: dict[Shape, str] = {}
+"""How it failed."""
 
 
 def why_none() -> str:
@@ -155,13 +157,16 @@ def why_not(qkv: Array, num_heads: int, xp: ArrayModule) -> str:
     """Return why :func:`serves` says no, in words that fit every shape of which that is true.
 
     Nothing where nobody expects it to serve: in float32, on another array module, for no numbers.
-    Nothing either for a shape that was refused a plan, which was said, or that may yet have one.
+    Nothing either for a shape that may yet have a plan.
     """
     if xp.__name__ != GPU.name or qkv.dtype.name not in TYPES or not qkv.size:
         return ""
     width = qkv.shape[-1] // (3 * num_heads)
     if not (reason := why_none()) and (width % MULTIPLE or width > WIDEST):
         return f"it takes heads whose width is a multiple of {MULTIPLE}, to {WIDEST}; got {width}"
+    shape = _shape(qkv, num_heads)
+    if not reason and shape in REFUSALS:
+        return f"it has no plan for {shape} ({REFUSALS[shape]})"
     return reason
 
 
@@ -260,7 +265,7 @@ def _pair(shape: Shape) -> Pair | None:
             PAIRS[shape] = Pair(shape)
         except Exception as error:  # whatever it is, another kernel serves
             PAIRS[shape] = None
-            LOGGER.warning("cuDNN does not serve attention of %s: %s.", shape, first_line(error))
+            REFUSALS[shape] = first_line(error)
     return PAIRS[shape]
 
 
