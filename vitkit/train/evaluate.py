@@ -10,6 +10,7 @@ from vitkit.backend import to_numpy
 from vitkit.data import Loader
 from vitkit.nn.module import Module
 from vitkit.ops import softmax, softmax_cross_entropy
+from vitkit.train.memory import memory_for
 from vitkit.train.metrics import Metrics, MetricsSum
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.step import Loss
@@ -37,12 +38,18 @@ def evaluate(
         How the model was taught to see pixels; by default as the loader's dataset implies.
     on_batch : callable, optional
         Called with the number of images after each batch.
+
+    Raises
+    ------
+    BackendError
+        If a batch finds too little memory, saying how much there is and what to do.
     """
     preprocess = preprocess or Preprocess.of(loader.dataset)
     total = MetricsSum(loader.dataset.classes)
     for batch in loader.batches(0):
-        logits = model(preprocess(batch.images, model))
-        mean_loss, _ = loss(logits, model.xp.asarray(batch.labels), xp=model.xp)
+        with memory_for("evaluating", len(batch), model):
+            logits = model(preprocess(batch.images, model))
+            mean_loss, _ = loss(logits, model.xp.asarray(batch.labels), xp=model.xp)
         # sync: metrics are counted on the host, once a batch and outside training steps.
         total.add(to_numpy(logits), batch.labels, float(mean_loss))
         if on_batch is not None:
@@ -55,9 +62,14 @@ def predict(
 ) -> np.ndarray:
     """Return class probabilities, (N, K) on the host, for uint8 images (N, C, H, W)."""
     parts = [
-        to_numpy(softmax(model(preprocess(images[i : i + batch_size], model)), xp=model.xp))
+        _probabilities(model, images[i : i + batch_size], preprocess)
         for i in range(0, len(images), batch_size)
     ]
     if not parts:
         raise ValueError("There is nothing to predict: no images were given.")
     return np.concatenate(parts)
+
+
+def _probabilities(model: Module, images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    with memory_for("predicting", len(images), model):
+        return to_numpy(softmax(model(preprocess(images, model)), xp=model.xp))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,15 @@ def ledger(model: Module, optimizer: Optimizer) -> dict[str, int]:
     optimizer : Optimizer
         The optimizer, attached to it.
     """
-    groups = model.groups
-    state = len(optimizer.slots) * sum(group.values.nbytes for group in groups)
+    sizes = _of_model(model)
+    return {**sizes, "optimizer": len(optimizer.slots) * sizes["weights"]}
+
+
+def _of_model(model: Module) -> dict[str, int]:
+    """Return the bytes that a placed model holds, by what they are for."""
     return {
-        "weights": sum(group.values.nbytes for group in groups),
-        "gradients": sum(group.grads.nbytes for group in groups),
-        "optimizer": state,
+        "weights": sum(group.values.nbytes for group in model.groups),
+        "gradients": sum(group.grads.nbytes for group in model.groups),
     }
 
 
@@ -117,19 +121,62 @@ def too_little(
     batches : sequence of Batch
         Its images.
     """
-    traceback.clear_frames(error.__traceback__)
-    release_memory(model.xp)
+    _let_go(error, model)
     sizes = [len(batch) for batch in batches]
     images = f"{sum(sizes)} images"
     if len(sizes) > 1:
         images += f", {max(sizes)} at a time"
-    held = ", ".join(f"{what} {shown(size)}" for what, size in ledger(model, optimizer).items())
-    free = memory_left(model.xp)
-    room = "" if free is None else f" {shown(free[0])} of {shown(free[1])} are free without it."
     return BackendError(
         f"Out of memory in a training step of {images}: {first_line(error)}. Before the step there "
-        f"are at least {held}; the rest grows with the batch.{room} {_advice(model, max(sizes))}"
+        f"are at least {_listed(ledger(model, optimizer))}; the rest grows with the batch."
+        f"{_room(model)} {_advice(model, max(sizes))}"
     )
+
+
+@contextmanager
+def memory_for(doing: str, images: int, model: Module) -> Iterator[None]:
+    """Say how much there is and what to do where a forward finds too little memory.
+
+    Parameters
+    ----------
+    doing : str
+        What the forward is for, such as "evaluating".
+    images : int
+        How many images the model sees at once.
+    model : Module
+        The model.
+
+    Raises
+    ------
+    BackendError
+        In place of a MemoryError; the arrays of its frames are let go of.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        _let_go(error, model)
+        raise BackendError(
+            f"Out of memory {doing} {images} image{'s' * (images != 1)} at once: "
+            f"{first_line(error)}. Before that there are at least {_listed(_of_model(model))}; the "
+            f"rest grows with the images.{_room(model)} {_advice_without_training(model, images)}"
+        ) from None
+
+
+def _let_go(error: MemoryError, model: Module) -> None:
+    """Free what the frames of an error hold."""
+    traceback.clear_frames(error.__traceback__)
+    release_memory(model.xp)
+
+
+def _listed(sizes: dict[str, int]) -> str:
+    """Return bytes by what they are for, in words."""
+    return ", ".join(f"{what} {shown(size)}" for what, size in sizes.items())
+
+
+def _room(model: Module) -> str:
+    """Return how much is free, where that is known, as a sentence after a space."""
+    free = memory_left(model.xp)
+    return "" if free is None else f" {shown(free[0])} of {shown(free[1])} are free without it."
 
 
 def _advice(model: Module, size: int) -> str:
@@ -141,6 +188,15 @@ def _advice(model: Module, size: int) -> str:
         )
     if model.precision in ("float32", "tf32"):
         ways.append("keep them in half the memory (precision='bfloat16')")
+    return f"To need less: {'; or '.join(ways)}."
+
+
+def _advice_without_training(model: Module, size: int) -> str:
+    """Return what may help a model that sees this many images and does not learn."""
+    ways = [f"take batch_size={size // 2}, with which the results are the same"] * (size > 1)
+    if model.precision in ("float32", "tf32"):
+        ways.append("compute in half the memory (precision='bfloat16')")
+    ways.append("end what else uses this device's memory")
     return f"To need less: {'; or '.join(ways)}."
 
 
