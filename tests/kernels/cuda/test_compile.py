@@ -6,6 +6,7 @@ What a GPU would do with them is not shown here; tests beside this one run them 
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ OF_HOST = re.compile(
 )
 MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 WHY_NOT = kernels.import_cuda()
+FLUSHED = "-ftz=true"  # CuPy adds this to ours, and to what it gives NVRTC the next
+UNMARKED = "--device-as-default-execution-space"
 FILES = sorted({family.file for family in FAMILIES})
 
 
@@ -70,8 +73,8 @@ def by_nvcc(text: str, names: Sequence[str], architectures: Sequence[int], folde
     code = folder / "kernels.cu"
     code.write_text(f"{text}\nconst void* table[] = {{{table}}};\n", "utf-8")
     targets = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in architectures]
-    command = ["nvcc", *OPTIONS, "-fatbin", *targets, "-Xptxas=-v", "-Werror=all-warnings"]
-    command += ["-o", str(folder / "kernels.fatbin"), str(code)]
+    command = ["nvcc", *OPTIONS, FLUSHED, "-fatbin", *targets, "-Xptxas=-v"]
+    command += ["-Werror=all-warnings", "-o", str(folder / "kernels.fatbin"), str(code)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[:4000])
@@ -92,7 +95,7 @@ def by_nvrtc(text: str, names: Sequence[str], architectures: Sequence[int], fold
         program = nvrtc.createProgram(text, "kernels.cu", (), ())
         for name in names:
             nvrtc.addNameExpression(program, name)
-        options = (*OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
+        options = (*OPTIONS, FLUSHED, UNMARKED, f"-arch=sm_{architecture}", "--ptxas-options=-v")
         try:
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError as error:
@@ -151,6 +154,15 @@ def test_every_kernel_is_known() -> None:
     for family in FAMILIES:
         assert len(family.kernels()) == len(set(family.kernels())) > 0
         assert family.least <= max(ARCHITECTURES)
+
+
+def test_cupy_adds_these_options() -> None:
+    try:
+        compiler = importlib.import_module("cupy.cuda.compiler")
+    except ImportError as error:
+        pytest.skip(f"CuPy is not installed: {error}")
+    added = re.findall(r"options \+= \('(-[^']+)',\)", inspect.getsource(compiler))
+    assert {FLUSHED, UNMARKED} <= set(added)
 
 
 def functions_of_host(text: str) -> list[str]:
