@@ -314,3 +314,16 @@ def test_a_subclass_writes_forward_and_backward() -> None:
 def test_parameters_remember_what_was_declared() -> None:
     parameter = Parameter([2, 3], normal(1.0), decay=False)  # type: ignore[arg-type]
     assert (parameter.shape, parameter.size, parameter.decay) == ((2, 3), 6, False)
+
+
+def test_too_little_memory_to_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise MemoryError("Out of memory allocating 400 bytes")
+
+    layer = nn.Linear(3, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitkit.nn.module.allocate", full)
+        said = r"Linear has 16 parameters, .* take 128 bytes \(Out of memory allocating 400 bytes\)"
+        with pytest.raises(BackendError, match=said):
+            layer.place(np)
+    assert layer.place(np)(np.ones((1, 3), "float32")).shape == (1, 4)  # nothing is spoilt

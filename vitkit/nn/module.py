@@ -18,6 +18,7 @@ import numpy as np
 
 from vitkit import kernels
 from vitkit.backend import Array, ArrayModule, array_module, to_numpy
+from vitkit.errors import BackendError, first_line
 from vitkit.nn.context import Context
 from vitkit.nn.parameter import Parameter
 from vitkit.nn.place import FlatGroup, allocate, draw
@@ -147,6 +148,11 @@ class Module:
         -------
         Module
             This module.
+
+        Raises
+        ------
+        BackendError
+            If there is too little memory.
         """
         xp = array_module(xp)
         kernels.load(xp)
@@ -155,12 +161,23 @@ class Module:
             module.name, module._xp, module.groups = name, xp, ()
             module.precision = precision
             module._snapshot = None
-        self.groups = allocate(list(self.named_parameters()), xp, dtype)
+        self.groups = self._allocated(xp, dtype)
         self._snapshot = Snapshot(self) if self.groups else None
         if seed is not None:
             for _, parameter in self.named_parameters():
                 parameter.value[...] = xp.asarray(draw(parameter, seed), dtype=dtype)
         return self
+
+    def _allocated(self, xp: ArrayModule, dtype: Any) -> tuple[FlatGroup, ...]:
+        try:
+            return allocate(list(self.named_parameters()), xp, dtype)
+        except MemoryError as error:
+            count = self.num_parameters
+            raise BackendError(
+                f"Out of memory: {self.label} has {count:,} parameters, which with their gradients "
+                f"take {2 * count * np.dtype(dtype).itemsize:,} bytes ({first_line(error)}). Take a "
+                "smaller model, or another device."
+            ) from None
 
     def flat_groups(self) -> tuple[FlatGroup, ...]:
         """Return the flat buffers, after making sure that they hold every parameter.
