@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from vitkit.data import Batch
 from vitkit.errors import BackendError
 from vitkit.ops import softmax_cross_entropy
 from vitkit.testing import cuda_on_cpu, strict_device
+from vitkit.train import graph
 from vitkit.train.graph import WARM_UP, GraphedForward, GraphedStep
 from vitkit.train.loss_scale import loss_scale_for
 from vitkit.train.preprocess import Preprocess
@@ -183,8 +185,92 @@ def test_training_goes_on_without_where_a_step_cannot_be_recorded(
         found.append((model.state_dict(), optimizer.state_dict(), []))
     assert_same(*found)
     assert updates == [0, 1, 2, 3] * 2  # once a step, and not where the recording failed
-    assert caplog.text.count("Steps are not recorded as graphs") == 1
+    assert caplog.text.count("are not recorded as graphs") == 1
     assert "a wait for the device" in caplog.text
+
+
+def steps_of(given: list[list[Batch]], loss: Any = softmax_cross_entropy, **kwargs: Any) -> Any:
+    """Return weights, the optimizer's state, logs, and what made the steps, which fall back."""
+    model, optimizer = made(), optim.SGD(1e-2, momentum=0.9)
+    step = GraphedStep(model, optimizer.attach(model), loss, PREPROCESS, falls_back=True, **kwargs)
+    logs = [step(group, lr=1e-2, seed=0, step=number) for number, group in enumerate(given)]
+    return model.state_dict(), optimizer.state_dict(), logs, step
+
+
+def test_a_shape_that_cannot_be_recorded_leaves_the_others_their_graphs(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [*batches(4, 3, rng), *batches(4, 2, rng), *batches(2, 3, rng), *batches(1, 2, rng)]
+    record, replayed, tried = graph.record, [], []
+
+    class Counted:
+        def __init__(self, recording: Any) -> None:
+            self.recording = recording
+
+        def replay(self) -> None:
+            replayed.append(self)
+            self.recording.replay()
+
+    def too_little_for_a_second(function: Callable[[], Any], *, xp: ArrayModule) -> Any:
+        tried.append(function)
+        if len(tried) > 1:
+            raise MemoryError("no second arena")
+        recording, result = record(function, xp=xp)
+        return Counted(recording), result
+
+    expected = steps_of(given, records=False)
+    monkeypatch.setattr(graph, "record", too_little_for_a_second)
+    assert_same(steps_of(given), expected)
+    assert len(tried) == 2  # the second shape is not tried again
+    assert len(replayed) == 3  # one before, two after the shape that failed
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "Steps of images of shape (2, 3, 8, 8) are not recorded as graphs: "
+        "MemoryError: no second arena."
+    ]
+
+
+def test_graphs_are_let_go_of_where_they_leave_no_memory_for_another_shape(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    epoch = [*batches(4, 3, rng), *batches(1, 2, rng)]
+    record, released, alive = graph.record, [], []
+
+    def noted(function: Callable[[], Any], *, xp: ArrayModule) -> Any:
+        recording, result = record(function, xp=xp)
+        alive.append(weakref.ref(recording))
+        return recording, result
+
+    def needs_all(logits: Any, labels: Any, *, xp: ArrayModule) -> tuple[Any, Any]:
+        if len(logits) == 2 and any(graph() is not None for graph in alive):
+            raise MemoryError("graphs are in the way")
+        return softmax_cross_entropy(logits, labels, xp=xp)
+
+    monkeypatch.setattr(graph, "record", noted)
+    monkeypatch.setattr(graph, "release_memory", released.append)
+    found = steps_of(epoch * 2, needs_all)
+    assert len(alive) == 2  # recorded once an epoch
+    assert [graph() for graph in alive] == [None, None]
+    assert len(released) == 2
+    assert caplog.text.count("are let go of") == 1
+    assert_same(found, steps_of(epoch * 2, records=False))
+
+
+def test_a_step_that_has_touched_the_weights_is_not_tried_again(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, step = steps_of(batches(WARM_UP + 1, 3, rng))
+    tried = []
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        tried.append(args)
+        raise MemoryError("amidst the update")
+
+    monkeypatch.setattr(step.optimizer, "step", fails)
+    with pytest.raises(MemoryError, match="amidst the update"):
+        step(batches(1, 2, rng)[0], lr=1e-2, seed=0, step=WARM_UP + 1)
+    assert len(tried) == 1
+    assert step._recorded
 
 
 def test_what_a_callback_changes_is_recorded_anew(rng: np.random.Generator) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vitkit.backend import Array, Recording, record, release_memory, uploader
+from vitkit.backend import Array, Recording, record, release_memory, synchronize, uploader
 from vitkit.data import Batch
 from vitkit.errors import first_line
 from vitkit.nn.module import Module
@@ -39,6 +39,9 @@ class GraphedStep:
     new ``GraphedStep``. Numbers that Python knows, such as betas and rates of dropout, are those of
     the step that was recorded: where a callback or a plugin changes them, do without.
 
+    Each graph keeps the memory of a whole step. Where a step without a graph finds too little
+    beside them, they are let go of, to be recorded anew, and the step is tried again.
+
     Parameters
     ----------
     model : Module
@@ -59,7 +62,7 @@ class GraphedStep:
         Whether steps are recorded at all. While a profile is taken none is.
     falls_back : bool, default False
         Whether a step that cannot be recorded, as one that waits for the device, is said in one
-        line and run without a graph, as are those after it; otherwise it raises.
+        line and run without a graph, as are those of its shape after it; otherwise it raises.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class GraphedStep:
         self._loss, self._preprocess = loss, preprocess
         self._seen: dict[Key, int] = {}
         self._recorded: dict[Key, _Recorded] = {}
+        self._unrecordable: set[Any] = set()  # shapes, as a key has them
+        self._told = False  # of graphs that were let go of
 
     def __call__(
         self,
@@ -101,7 +106,7 @@ class GraphedStep:
         """
         others = {"lr": lr, "seed": seed, "step": step, "before_update": before_update}
         if not self._records or watch.get() is not None:
-            return self.run(batches, **others)
+            return self._run_beside_graphs(batches, others)
         # What a step reads on the host is as it was when it was recorded.
         key: Key = (
             tuple((batch.images.shape, batch.images.dtype.name) for batch in batches),
@@ -114,18 +119,57 @@ class GraphedStep:
                 before_update()
             return recorded.replay(batches, lr, step)
         seen = self._seen[key] = self._seen.get(key, 0) + 1
-        if seen <= WARM_UP:
-            return self.run(batches, **others)
+        if seen <= WARM_UP or key[0] in self._unrecordable:
+            return self._run_beside_graphs(batches, others)
         try:
             return self._record(key, batches, others)
         except Exception as error:
             if not self._falls_back:
                 raise
-            LOGGER.warning("Steps are not recorded as graphs: %s.", first_line(error))
+            LOGGER.warning(
+                "Steps of images of shape %s are not recorded as graphs: %s.",
+                " + ".join(str(batch.images.shape) for batch in batches),
+                first_line(error),
+            )
             traceback.clear_frames(error.__traceback__)  # they hold what the recording took
-        self._records = False
+        self._unrecordable.add(key[0])
         release_memory(self.model.xp)
+        return self._run_beside_graphs(batches, others)
+
+    def _run_beside_graphs(self, batches: Sequence[Batch], others: dict[str, Any]) -> StepLog:
+        """Run a step without a graph; where it finds no memory beside those there are, do so alone.
+
+        Until ``before_update`` the step has written nothing but gradients, which begin anew.
+        """
+        begun = False
+
+        def before_update() -> None:
+            nonlocal begun
+            begun = True
+            if others["before_update"] is not None:
+                others["before_update"]()
+
+        try:
+            return self.run(batches, **{**others, "before_update": before_update})
+        except MemoryError as error:
+            if begun or not self._recorded:
+                raise
+            self._let_go(error)
         return self.run(batches, **others)
+
+    def _let_go(self, error: MemoryError) -> None:
+        """Free what the graphs and the frames of an error hold."""
+        if not self._told:
+            LOGGER.warning(
+                "Graphs of recorded steps leave too little memory for a step without (%s): they "
+                "are let go of for it and recorded again, each time.",
+                first_line(error),
+            )
+        self._told = True
+        traceback.clear_frames(error.__traceback__)
+        synchronize(self.model.xp)  # sync: the last replay may still use what is freed
+        self._recorded.clear()
+        release_memory(self.model.xp)
 
     def _record(self, key: Key, batches: Sequence[Batch], others: dict[str, Any]) -> StepLog:
         recorded = _Recorded(self, batches, self.model.xp)
