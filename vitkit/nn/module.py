@@ -175,8 +175,8 @@ class Module:
             count = self.num_parameters
             raise BackendError(
                 f"Out of memory: {self.label} has {count:,} parameters, which with their gradients "
-                f"take {2 * count * np.dtype(dtype).itemsize:,} bytes ({first_line(error)}). Take a "
-                "smaller model, or another device."
+                f"take {2 * count * np.dtype(dtype).itemsize:,} bytes ({first_line(error)}). "
+                "Take a smaller model, or another device."
             ) from None
 
     def flat_groups(self) -> tuple[FlatGroup, ...]:
