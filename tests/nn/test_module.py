@@ -323,7 +323,7 @@ def test_too_little_memory_to_be_placed(monkeypatch: pytest.MonkeyPatch) -> None
     layer = nn.Linear(3, 4)
     with monkeypatch.context() as patch:
         patch.setattr("vitkit.nn.module.allocate", full)
-        said = r"Linear has 16 parameters, .* take 128 bytes \(MemoryError: Out of memory allocating 400 bytes\)"
+        said = r"Linear has 16 parameters, .* take 128 bytes \(MemoryError: .* 400 bytes\)"
         with pytest.raises(BackendError, match=said):
             layer.place(np)
     assert layer.place(np)(np.ones((1, 3), "float32")).shape == (1, 4)  # nothing is spoilt
