@@ -13,8 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_cublaslt import FakeCublasLt
+from fake_cudnn import FakeCudnn
 
-from vitkit.kernels.cuda import _cublaslt, _kernel, _lt, _lt_gelu
+from vitkit.kernels.cuda import _cublaslt, _cudnn, _kernel, _lt, _lt_gelu
 from vitkit.kernels.cuda._algorithms import Memory
 from vitkit.kernels.cuda._cublaslt import Binding
 from vitkit.testing import cuda_on_cpu, strict_device
@@ -96,6 +97,20 @@ def lib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCublasL
     monkeypatch.setattr(_lt, "memory", lambda name: Memory(name, tmp_path))
     with cuda_on_cpu.emulated():
         yield fake
+
+
+@pytest.fixture
+def cudnn(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCudnn]:
+    """Install the stand-in of cuDNN for the device of a file's tests, nothing being planned."""
+    made = FakeCudnn()
+    monkeypatch.setitem(sys.modules, "cudnn", made)
+    monkeypatch.setattr(_cudnn, "PAIRS", {})
+    monkeypatch.setattr(_cudnn, "REFUSALS", {})
+    monkeypatch.setattr(_cudnn, "HANDLES", {})
+    monkeypatch.delenv("VITKIT_DETERMINISTIC", raising=False)
+    _cudnn._why_no_library.cache_clear()
+    yield made
+    _cudnn._why_no_library.cache_clear()
 
 
 def worst(got: Any, expected: np.ndarray) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,20 +66,6 @@ def noted(way: Any, direction: str, gpu: Clock) -> Callable[..., Any]:
         return kernel(*arguments)
 
     return call
-
-
-@pytest.fixture
-def cudnn(gpu: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCudnn]:
-    """Install the stand-in, with nothing planned yet."""
-    made = FakeCudnn()
-    monkeypatch.setitem(sys.modules, "cudnn", made)
-    monkeypatch.setattr(_cudnn, "PAIRS", {})
-    monkeypatch.setattr(_cudnn, "REFUSALS", {})
-    monkeypatch.setattr(_cudnn, "HANDLES", {})
-    monkeypatch.delenv("VITKIT_DETERMINISTIC", raising=False)
-    _cudnn._why_no_library.cache_clear()
-    yield made
-    _cudnn._why_no_library.cache_clear()
 
 
 def packed_array(batch: int, tokens: int, heads: int, width: int, dtype: str = "uint16") -> Any:

@@ -10,7 +10,6 @@ import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,20 +40,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     made = FakeGpu()
     monkeypatch.setattr(_cudnn, "GPU", made)
     return made
-
-
-@pytest.fixture
-def cudnn(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCudnn]:
-    """Install the stand-in, with nothing planned yet."""
-    made = FakeCudnn()
-    monkeypatch.setitem(sys.modules, "cudnn", made)
-    monkeypatch.setattr(_cudnn, "PAIRS", {})
-    monkeypatch.setattr(_cudnn, "REFUSALS", {})
-    monkeypatch.setattr(_cudnn, "HANDLES", {})
-    monkeypatch.delenv("VITKIT_DETERMINISTIC", raising=False)
-    _cudnn._why_no_library.cache_clear()
-    yield made
-    _cudnn._why_no_library.cache_clear()
 
 
 def on_device(values: np.ndarray, gaps: bool) -> Any:
