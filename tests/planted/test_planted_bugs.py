@@ -343,7 +343,7 @@ PLANTS = (
     ),
     plant(
         "clipping enlarges small gradients",
-        "optim/clip.py",
+        "ops/norms.py",
         "xp.minimum(1.0, max_norm / (norm + 1e-6))",
         "max_norm / (norm + 1e-6)",
         f"{LOSSES}::test_clipping",
