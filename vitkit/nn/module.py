@@ -58,7 +58,7 @@ class Module:
     def rounded_once(self) -> AbstractContextManager[None]:
         """Return a context in which weights do not change, nor are they rounded time and again.
 
-        See :func:`vitkit.kernels.rounded_once`.
+        See ``vitkit.kernels.rounded_once``.
         """
         if not self.groups:
             return nullcontext()
