@@ -27,10 +27,10 @@ class Terminated(SystemExit):
 def leave(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt or :class:`Terminated`: the handler where nothing is to be saved.
 
-    Python drops what is raised while an object is finalized, and in what C code calls. The signal
-    then comes again.
+    Python drops what is raised while an object is finalized, and in what C code calls. An object
+    of LLVM's that is left half made complains when it is finalized. The signal then comes again.
     """
-    if _drops(frame):
+    if _not_now(frame):
         again = threading.Timer(0.001, signal.raise_signal, [number])
         again.daemon = True
         again.start()
@@ -38,17 +38,18 @@ def leave(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
-def _drops(frame: FrameType | None) -> bool:
-    """Whether what is raised in a frame is dropped on its way out."""
+def _not_now(frame: FrameType | None) -> bool:
+    """Whether what is raised in a frame is dropped on its way out, or does harm there."""
     while frame is not None:
-        if frame.f_code.co_name in _CALLED_BY_C or frame.f_code.co_filename in _CALLED_BY_COLLECTOR:
+        code = frame.f_code
+        if code.co_name == "__del__" or code.co_filename in _CALLED_BY_COLLECTOR:
+            return True
+        if str(frame.f_globals.get("__name__")).startswith("llvmlite.binding"):
             return True
         frame = frame.f_back
     return False
 
 
-_CALLED_BY_C = {"__del__", "_raw_object_cache_notify", "_raw_object_cache_getbuffer"}
-"""The interpreter's, and those of llvmlite that LLVM calls while it compiles."""
 _CALLED_BY_COLLECTOR = {
     weakref.WeakSet.__init__.__code__.co_filename,
     weakref.finalize.__init__.__code__.co_filename,
