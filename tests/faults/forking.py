@@ -39,6 +39,7 @@ TINY = """train --backend numpy --model Ti/4 --batch-size 120 --epochs 3 --lr 1e
 TINY.append("data.augment=['crop(padding=1)', 'flip']")
 """A run of 18 steps: each epoch has 6, the last of them of one batch, which is a part."""
 LONGEST = 60.0  # seconds that any child may take
+LONGEST_START = 240.0  # and the server until it listens: it may have kernels to compile
 
 
 class End(NamedTuple):
@@ -101,9 +102,14 @@ class Server:
             cwd=self._folder.name,
         )
         self._last: Child | None = None
-        ready = self.answer(LONGEST)
-        assert ready is not None, "the server did not start"
-        assert ready["threads"] <= 2, f"the server cannot fork: {ready}"  # Numba has one more
+        try:
+            ready = self.answer(LONGEST_START)
+            assert ready is not None, "the server did not start"
+            assert ready["threads"] <= 2, f"the server cannot fork: {ready}"  # Numba has one more
+        except BaseException:
+            self._process.kill()
+            self.close()
+            raise
 
     def start(self, *arguments: str, cwd: Path, inject: str = "", **given: Any) -> Child:
         """Start ``vitkit`` with these arguments.
