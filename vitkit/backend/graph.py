@@ -3,16 +3,23 @@
 Memory comes from a pool that belongs to the graph: what CuPy's own pool would hand out again, a
 replay would write into. The stream is one of its own, since the default one cannot be recorded; it
 is kept in order with the stream that asks for a replay.
+
+A pool of CuPy's that goes with free memory in it takes that along for good: its parts and its lists
+hold each other. So the pools of graphs that are gone are kept until they are empty.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_LEFT: list[Any] = []
+"""Pools of graphs that are gone: an array may hold a part of one yet."""
 
 
 class CudaGraph:
@@ -28,11 +35,13 @@ class CudaGraph:
         self._cupy, self._cuda = cupy, cupy.cuda
         self._stream = self._cuda.Stream(non_blocking=True)
         self._pool = self._cuda.MemoryPool(_block)
+        weakref.finalize(self, _leave, self._pool).atexit = False
         self._asked, self._done = (self._cuda.Event(disable_timing=True) for _ in range(2))
         self._graph: Any = None
 
     def record(self, function: Callable[[], T]) -> T:
         """Call a function and record what it asks of the GPU, which is not done yet."""
+        empty_pools()
         # What steps before left in CuPy's pool is as much as the graph's own will take.
         self._cupy.get_default_memory_pool().free_all_blocks()
         self._wait_for(self._cuda.get_current_stream())
@@ -66,7 +75,21 @@ def _block(size: int) -> Any:
     try:
         return cuda.MemoryPointer(cuda.Memory(size), 0)
     except cuda.runtime.CUDARuntimeError as error:
+        if error.status != OUT_OF_MEMORY:
+            raise
         raise MemoryError(f"{size:,} bytes for a graph: {error}") from error
+
+
+def _leave(pool: Any) -> None:
+    _LEFT.append(pool)
+    empty_pools()
+
+
+def empty_pools() -> None:
+    """Give back to the device what graphs that are gone have left, as far as nothing holds it."""
+    for pool in _LEFT:
+        pool.free_all_blocks()
+    _LEFT[:] = [pool for pool in _LEFT if pool.total_bytes()]
 
 
 def record_on_gpu(function: Callable[[], T]) -> tuple[CudaGraph, T]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitkit.backend.cuda import cuda_status
-from vitkit.backend.graph import record_on_gpu
+from vitkit.backend.graph import empty_pools, record_on_gpu
 from vitkit.backend.types import Array, ArrayModule
 from vitkit.backend.upload import PinnedUpload
 from vitkit.errors import BackendError, suggestion
@@ -83,6 +83,7 @@ def _cupy_to_numpy(array: Array) -> np.ndarray:
 
 def _cupy_release() -> None:
     cupy = sys.modules["cupy"]
+    empty_pools()
     cupy.get_default_memory_pool().free_all_blocks()
     cupy.get_default_pinned_memory_pool().free_all_blocks()
 

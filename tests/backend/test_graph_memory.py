@@ -1,0 +1,172 @@
+"""A graph that is gone gives its memory back: CuPy's pools do not, when they go."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vitkit.backend import graph, release_memory
+from vitkit.backend.graph import CudaGraph, record_on_gpu
+
+
+class OutOfMemory(RuntimeError):
+    """CUDA's error, of any number."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+class Device:
+    """How many bytes are taken."""
+
+    taken = 0
+    status = 0  # that the next allocation ends in
+
+
+class Memory:
+    size = 0
+
+    def __init__(self, size: int) -> None:
+        if Device.status:
+            raise OutOfMemory(Device.status)
+        self.size = size
+        Device.taken += size
+
+    def __del__(self) -> None:
+        Device.taken -= self.size
+
+
+class Pool:
+    """As that of CuPy 14.2: a pool that goes with free memory in it keeps that from the device."""
+
+    lost: list[Any] = []  # noqa: RUF012
+
+    def __init__(self, allocator: Any = None) -> None:
+        self.allocator = allocator
+        self.free: list[Memory] = []
+        self.held: weakref.WeakSet[Part] = weakref.WeakSet()
+        weakref.finalize(self, self.lost.append, self.free)
+
+    def malloc(self, size: int) -> Part:
+        part = Part(self.free.pop() if self.free else self.allocator(size).mem, self.free)
+        self.held.add(part)
+        return part
+
+    def free_all_blocks(self) -> None:
+        self.free.clear()
+
+    def total_bytes(self) -> int:
+        return sum(memory.size for memory in [*self.free, *(part.memory for part in self.held)])
+
+
+class Part:
+    """An array's memory, which goes back to the pool with the array."""
+
+    def __init__(self, memory: Memory, free: list[Memory]) -> None:
+        self.memory = memory
+        weakref.finalize(self, free.append, memory)
+
+
+class Stream:
+    device_id = 0
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def nothing(self, *given: Any) -> Any:
+        return SimpleNamespace(launch=lambda stream: None)
+
+    begin_capture = end_capture = record = wait_event = nothing
+
+
+class Allocator:
+    """What ``using_allocator`` returns, and the allocator inside it."""
+
+    now: Any = None
+
+    def __init__(self, malloc: Any) -> None:
+        self.malloc = malloc
+
+    def __enter__(self) -> None:
+        Allocator.now = self.malloc
+
+    def __exit__(self, *error: object) -> None:
+        Allocator.now = None
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    Device.taken = Device.status = 0
+    default = SimpleNamespace(free_all_blocks=lambda: None)
+    module = SimpleNamespace(
+        __name__="cupy",
+        cuda=SimpleNamespace(
+            Stream=Stream,
+            MemoryPool=Pool,
+            Memory=Memory,
+            MemoryPointer=lambda mem, offset: SimpleNamespace(mem=mem),
+            Event=lambda disable_timing: None,
+            using_allocator=Allocator,
+            get_current_stream=Stream,
+            runtime=SimpleNamespace(CUDARuntimeError=OutOfMemory),
+        ),
+        get_default_memory_pool=lambda: default,
+        get_default_pinned_memory_pool=lambda: default,
+    )
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(graph, "_LEFT", [])
+    yield module
+    Pool.lost.clear()
+    gc.collect()
+
+
+def work() -> tuple[Part, Part]:
+    """Return what stays of some memory that is used."""
+    Allocator.now(1000)  # and is free again, in the pool
+    return Allocator.now(1000), Allocator.now(500)
+
+
+def test_a_graph_that_is_gone_has_given_its_memory_back(cupy: Any) -> None:
+    recording, result = record_on_gpu(work)
+    recording.replay()
+    assert Device.taken == 1500
+    del result
+    assert Device.taken == 1500  # a replay writes there
+    del recording
+    gc.collect()
+    assert Device.taken == 0
+
+
+@pytest.mark.parametrize("later", ["release", "record"])
+def test_what_an_array_holds_longer_goes_back_later(cupy: Any, later: str) -> None:
+    recording, result = record_on_gpu(work)
+    del recording
+    gc.collect()
+    assert Device.taken == 1500
+    del result  # the memory is in a pool whose graph is gone
+    if later == "release":
+        release_memory(cupy)
+    kept = record_on_gpu(lambda: None) if later == "record" else None
+    assert Device.taken == 0
+    assert graph._LEFT == []
+    del kept
+
+
+def test_only_too_little_memory_is_called_so(cupy: Any) -> None:
+    for status, kind in ((2, MemoryError), (901, OutOfMemory)):
+        Device.status = status
+        with pytest.raises(kind, match=f"status {status}"):
+            CudaGraph(cupy).record(work)
