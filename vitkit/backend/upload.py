@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,8 @@ class PinnedUpload:
         self._target = target
         self._stream = self._cupy.cuda.Stream(non_blocking=True)
         self._slots = [self._slot() for _ in range(2)]
+        # CuPy hands pinned memory out again at once, where the device may still read it.
+        weakref.finalize(self, _wait, [slot.arrived for slot in self._slots]).atexit = False
 
     def __call__(self, host: np.ndarray) -> None:
         """Ask for the array to become ``host``, which may be changed at once."""
@@ -64,3 +68,9 @@ class PinnedUpload:
         arrived, taken = (cuda.Event(disable_timing=True) for _ in range(2))
         cuda.get_current_stream().record(taken)  # who had this memory before may still use it
         return _Slot(pinned, waiting, arrived, taken)
+
+
+def _wait(events: list[Any]) -> None:
+    with suppress(Exception):  # a device that has failed reads nothing any more
+        for event in events:
+            event.synchronize()
