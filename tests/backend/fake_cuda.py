@@ -157,7 +157,7 @@ class Device:
                 work.done = True
                 try:
                     work.run()
-                except (Race, CUDARuntimeError) as error:
+                except Exception as error:
                     self.problem = self.problem or error
         self.known |= works
 

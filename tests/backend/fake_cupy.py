@@ -164,13 +164,10 @@ class Function:
         if not fits or math.prod(block) > MOST_THREADS or shared_mem > self._shared:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         arrays = [x for x in args if isinstance(x, ndarray)]
-        values = [x if isinstance(x, ndarray) else _passed(x) for x in args]
+        values = [x.place if isinstance(x, ndarray) else _passed(x) for x in args]
 
         def run() -> None:
-            given = [
-                ctypes.c_void_p(x.view().ctypes.data) if isinstance(x, ndarray) else x
-                for x in values
-            ]
+            given = [ctypes.c_void_p(x().ctypes.data) if callable(x) else x for x in values]
             self._interpret(self.code, self.name, grid, block, given, shared_mem)
 
         uses = [(x.data.ptr, x.nbytes, True) for x in arrays]
