@@ -14,25 +14,37 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_cublaslt import FakeCublasLt
 from fake_cudnn import FakeCudnn
+from where import ON_GPU, kernels_of
 
-from vitkit.kernels.cuda import _cublaslt, _cudnn, _kernel, _lt, _lt_gelu
+from vitkit.kernels.cuda import (
+    _cublaslt,
+    _cudnn,
+    _kernel,
+    _lt,
+    _lt_gelu,
+    _lt_sums,
+    _products,
+)
 from vitkit.kernels.cuda._algorithms import Memory
 from vitkit.kernels.cuda._cublaslt import Binding
-from vitkit.testing import cuda_on_cpu, strict_device
+from vitkit.testing import cuda_on_cpu, recording, strict_device
 
 xp = strict_device.xp
 ORDERS = (0, 1, 2)  # of threads: from the first, from the last, drawn
+PLACES = {0: "gpu"} if ON_GPU else {order: f"order{order}" for order in ORDERS}
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if "emulated" in getattr(item, "fixturenames", ()) and (reason := cuda_on_cpu.why_not()):
-        pytest.skip(reason)
-
-
-@pytest.fixture(params=ORDERS, ids=lambda order: f"order{order}")
+@pytest.fixture(params=PLACES, ids=PLACES.get)
 def emulated(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run kernels for CuPy on the strict device, in each order of threads."""
-    with cuda_on_cpu.emulated(request.param):
+    """Run kernels for CuPy: where a GPU is asked for, on it, else emulated in several orders."""
+    with kernels_of(request.module, request.param):
+        yield
+
+
+@pytest.fixture
+def emulated_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Do the same in a drawn order of threads alone."""
+    with kernels_of(request.module, 2):
         yield
 
 
@@ -93,10 +105,49 @@ def lib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCublasL
     monkeypatch.setattr(_lt, "ALIGNMENTS", (16, 8, 4, 2))
     for table in ("PLANS", "WORKSPACES"):
         monkeypatch.setattr(_lt, table, {})
-    monkeypatch.setattr(_lt_gelu, "PAYS", {})
+    for module in (_lt_gelu, _lt_sums):
+        monkeypatch.setattr(module, "PAYS", {})
     monkeypatch.setattr(_lt, "memory", lambda name: Memory(name, tmp_path))
     with cuda_on_cpu.emulated():
         yield fake
+
+
+@pytest.fixture
+def through(lib: FakeCublasLt) -> Iterator[FakeCublasLt]:
+    """Have products of the strict device by the library, also in what is recorded there."""
+    run, clock = _lt.run, type(_lt.GPU)
+
+    def noted(*arguments: Any) -> None:
+        run(*arguments)
+        recording.note(lambda: run(*arguments))
+
+    def capturing(self: Any) -> bool:
+        return self.is_capturing or bool(recording._tapes)
+
+    with pytest.MonkeyPatch.context() as patch:  # undone before what ``lib`` has put there
+        patch.setitem(_products.PRODUCTS, xp.__name__, _lt.multiply)
+        patch.setitem(_products.GELU, xp.__name__, _lt_gelu.GeluProducts())
+        patch.setitem(_products.SUMMED, xp.__name__, _lt_sums.gradients)
+        patch.setattr(_lt, "run", noted)
+        patch.setattr(clock, "capturing", capturing)
+        yield lib
+
+
+@pytest.fixture
+def together_takes(lib: FakeCublasLt, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what has a product that does more take so long, one and a kernel after it 1 s."""
+
+    def take(seconds: float) -> None:
+        clock, timed = _lt.GPU.seconds, {"together": seconds, "apart": 1.0}
+
+        def of(run: Callable[[], None]) -> float:
+            run()
+            name = run.__name__
+            return timed[name] if name in timed else clock(run)
+
+        monkeypatch.setattr(_lt.GPU, "seconds", of)
+
+    return take
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ PREFERENCE = {1: ("workspace", 8), 3: ("reductions", 4)}
 PREFERENCE |= {number: (f"alignment{number}", 4) for number in range(5, 9)}
 DEFAULT, BIAS = 1, 4
 GELU_BIAS, GELU_AUX_BIAS, DGELU_BGRAD = 36, 164, 208
-BIASED = (BIAS, GELU_BIAS, GELU_AUX_BIAS, DGELU_BGRAD)  # that write or read one
+BGRADA, BGRADB = 256, 512
+BIASED = (BIAS, GELU_BIAS, GELU_AUX_BIAS, DGELU_BGRAD, BGRADA, BGRADB)  # that write or read one
 KEPT = (GELU_AUX_BIAS, DGELU_BGRAD)  # that write or read what a GELU is of
 INVALID, UNSUPPORTED = 7, 15
 ATTRIBUTES = {"MatmulDesc": DESCRIPTION, "MatrixLayout": LAYOUT, "MatmulPreference": PREFERENCE}
@@ -51,6 +52,11 @@ class FakeCublasLt:
         self.places: list[tuple[Any, ...]] = []  # workspace, its bytes, and stream of each
         self.asked: list[dict[str, Any]] = []  # which algorithms were wanted
         self._numbers = itertools.count(1)
+
+    def described(self) -> set[int]:
+        """Return the epilogues of the products that are described now."""
+        made = self.live.values()
+        return {each["epilogue"] for each in made if each["kind"] == "MatmulDesc"}
 
     def _make(self, place: Any, **values: Any) -> int:
         number = next(self._numbers)
@@ -199,15 +205,27 @@ class FakeCublasLt:
                 settings["before step"] % 8 or settings["before step"] < layouts[3]["rows"]
             ):
                 return INVALID
-            result = ended(result, settings, layouts[3])
+            result = ended(result, left, right, settings, layouts[3])
             target = columns(d, layouts[3], image)
             target[...] = narrow(result, target.dtype)
         return 0
 
 
-def ended(result: np.ndarray, settings: dict[str, Any], layout: dict[str, Any]) -> np.ndarray:
-    """Return what an epilogue makes of a product."""
+def ended(
+    result: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    settings: dict[str, Any],
+    layout: dict[str, Any],
+) -> np.ndarray:
+    """Return what an epilogue makes of a product of two operands."""
     epilogue = settings["epilogue"]
+    if epilogue in (BGRADA, BGRADB):  # which store sums over k, whatever beta is
+        sums = left.sum(1) if epilogue == BGRADA else right.sum(0)
+        lies = {**layout, "leading": len(sums), "rows": len(sums), "columns": 1}
+        into = columns(ctypes.c_void_p(settings["bias"]), lies, 0)
+        into[...] = narrow(sums[:, None], into.dtype)
+        return result
     if epilogue in BIASED:
         bias = columns(ctypes.c_void_p(settings["bias"]), {**layout, "columns": 1}, 0)
     if epilogue in KEPT:

@@ -306,6 +306,7 @@ def test_descriptors_of_the_real_library() -> None:
         Problem(5, 8, 3, False, True, "uint16", "uint16", bias=True, ends="gelu"),
         Problem(5, 8, 3, False, True, "uint16", "uint16", bias=True, ends="gelu_kept"),
         Problem(5, 8, 3, False, False, "float16", "float16", bias=True, ends="gelu_backward"),
+        Problem(5, 8, 3, True, False, "uint16", "float32", bias=True, adds=True, ends="sums"),
     ):
         plan = Plan(binding, problem)
         plan.preference()

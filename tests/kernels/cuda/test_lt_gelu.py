@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_cublaslt import FakeCublasLt, gelu, narrow, wide
+from recorded import trained
 
-from vitkit import ViT, ops
-from vitkit.data import Batch
-from vitkit.kernels.cuda import _cublaslt, _lt, _lt_gelu, _products
+from vitkit import ops
+from vitkit.kernels.cuda import _cublaslt, _lt, _lt_gelu
 from vitkit.kernels.cuda._lt_gelu import GeluProducts
 from vitkit.ops.mlp import MLPArrays
-from vitkit.optim import AdamW
-from vitkit.testing import recording, strict_device
-from vitkit.train.graph import WARM_UP, GraphedStep
-from vitkit.train.preprocess import Preprocess
+from vitkit.testing import strict_device
 
 xp = strict_device.xp
 ROUNDING = {"float16": 2.0**-10, "uint16": 2.0**-7}  # from one stored number to the next
@@ -95,42 +92,6 @@ class Branch:
         return [y, dx, *grads]
 
 
-@pytest.fixture
-def through(lib: FakeCublasLt) -> Iterator[FakeCublasLt]:
-    """Have products of the strict device by the library, also in what is recorded there."""
-    run, clock = _lt.run, type(_lt.GPU)
-
-    def noted(*arguments: Any) -> None:
-        run(*arguments)
-        recording.note(lambda: run(*arguments))
-
-    def capturing(self: Any) -> bool:
-        return self.is_capturing or bool(recording._tapes)
-
-    with pytest.MonkeyPatch.context() as patch:  # undone before what ``lib`` has put there
-        patch.setitem(_products.PRODUCTS, xp.__name__, _lt.multiply)
-        patch.setitem(_products.GELU, xp.__name__, GeluProducts())
-        patch.setattr(_lt, "run", noted)
-        patch.setattr(clock, "capturing", capturing)
-        yield lib
-
-
-def epilogues(lib: FakeCublasLt) -> list[int]:
-    return [made["epilogue"] for made in lib.live.values() if made["kind"] == "MatmulDesc"]
-
-
-def together_takes(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what goes through a GELU take so long, a product and a kernel after it 1 s."""
-    clock, timed = _lt.GPU.seconds, {"together": seconds, "apart": 1.0}
-
-    def of(run: Callable[[], None]) -> float:
-        run()
-        name = run.__name__
-        return timed[name] if name in timed else clock(run)
-
-    monkeypatch.setattr(_lt.GPU, "seconds", of)
-
-
 @LOW
 @pytest.mark.parametrize("seconds", [0.5, 2.0])
 def test_the_branch(
@@ -138,9 +99,9 @@ def test_the_branch(
     seconds: float,
     through: FakeCublasLt,
     rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch,
+    together_takes: Callable[[float], None],
 ) -> None:
-    together_takes(seconds, monkeypatch)
+    together_takes(seconds)
     branch = Branch(dtype, rng)
     expected = branch.results(np, lambda op: op.reference)
     pays = seconds < 1 and dtype == "uint16"  # in float16 the sums could overflow
@@ -152,7 +113,7 @@ def test_the_branch(
     (y,) = branch.results(xp, lambda op: op, keep=False)
     assert error(y, expected[0].astype("float64"), dtype) < 4
     assert set(_lt_gelu.PAYS.values()) == {seconds < 1}
-    assert set(epilogues(through)) >= ({36, 164, 208} if dtype == "uint16" else {36})
+    assert through.described() >= ({36, 164, 208} if dtype == "uint16" else {36})
 
 
 def a_plugin(*arguments: Any, **settings: Any) -> Any:
@@ -233,23 +194,26 @@ def test_too_little_memory_to_try_them(
 
 
 def test_without_timing_they_are_taken(
-    through: FakeCublasLt, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    through: FakeCublasLt,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    together_takes: Callable[[float], None],
 ) -> None:
     monkeypatch.setenv("VITKIT_AUTOTUNE", "off")
-    together_takes(2.0, monkeypatch)
+    together_takes(2.0)
     branch = Branch("uint16", rng)
     branch.results(xp, lambda op: op)
     assert branch.kept == 5
 
 
 def test_what_was_chosen_is_remembered(
-    through: FakeCublasLt, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    through: FakeCublasLt, rng: np.random.Generator, together_takes: Callable[[float], None]
 ) -> None:
-    together_takes(2.0, monkeypatch)
+    together_takes(2.0)
     branch = Branch("uint16", rng)
     branch.results(xp, lambda op: op)
     _lt_gelu.PAYS.clear()  # as in another process
-    together_takes(0.5, monkeypatch)
+    together_takes(0.5)
     branch.results(xp, lambda op: op)
     assert branch.kept == 4
 
@@ -287,31 +251,13 @@ def test_no_other_gelu_and_no_float32(
     branch.precision = "float32" if activation == "gelu_tanh" else branch.precision
     branch.results(xp, lambda op: op)
     assert branch.kept == 4
-    assert not set(epilogues(through)) & {36, 164, 208}
-
-
-def trained(graphed: bool, syncs: list[Any]) -> list[np.ndarray]:
-    """Return the weights after some steps, all of which but the first two may be recorded."""
-    sizes = {"dim": 32, "depth": 2, "num_heads": 1, "mlp_dim": 48, "num_classes": 3}
-    kind = {"activation": "gelu_tanh", "init": "scratch", "precision": "bfloat16"}
-    model = ViT("Ti/4", image_size=8, xp=xp, **sizes, **kind)
-    optimizer = AdamW(1e-3).attach(model)
-    preprocess, rng = Preprocess(255.0, (0.5,) * 3, (0.5,) * 3), np.random.default_rng(5)
-    step = GraphedStep(model, optimizer, ops.softmax_cross_entropy, preprocess)
-    for number in range(WARM_UP + 3):
-        images = rng.integers(0, 256, (2, 3, 8, 8), "uint8")
-        batch = Batch(images, rng.integers(0, 3, 2), np.arange(2), number)
-        run = step if graphed else step.run
-        with strict_device.count_syncs() as waits:
-            run([batch], lr=1e-3, seed=0, step=number)
-        syncs += waits
-    return list(model.state_dict().values())
+    assert not through.described() & {36, 164, 208}
 
 
 def test_a_recorded_step(through: FakeCublasLt) -> None:
     syncs: list[Any] = []
     found, expected = trained(True, syncs), trained(False, syncs)
-    assert {164, 208} <= set(epilogues(through))
+    assert {164, 208} <= through.described()
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
     assert not syncs

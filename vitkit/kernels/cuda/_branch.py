@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import served
-from vitkit.kernels.cuda._products import DTYPES, multiply, rows
+from vitkit.kernels.cuda._products import DTYPES, gradients, multiply, rows
 from vitkit.kernels.cuda.casts import cast
 from vitkit.kernels.cuda.layer_norm import WIDEST
 
@@ -52,6 +52,11 @@ class Branch:
     def add_weight_gradient(self, dy: Array, x: Array, dweight: Array) -> None:
         """Add ``dy^T x``."""
         self._multiply(rows(dy), rows(x), dweight, transpose_a=True, plus=dweight)
+
+    def add_gradients(self, dy: Array, x: Array, dweight: Array, dbias: Array) -> None:
+        """Add ``dy^T x``, and the sums over the rows of ``dy``."""
+        given = rows(dy), rows(x), dweight, dbias
+        gradients(*given, adds=True, precision=self.precision, xp=self.xp)
 
     def low(self, weight: Array) -> Array:
         """Return a weight as products take it."""

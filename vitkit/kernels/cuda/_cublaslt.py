@@ -37,6 +37,7 @@ EPILOGUES = {  # cublasLtEpilogue_t, by how a product ends and whether there is 
     ("gelu", True): 36,  # _GELU_BIAS
     ("gelu_kept", True): 164,  # _GELU_AUX_BIAS
     ("gelu_backward", True): 208,  # _DGELU_BGRAD
+    ("sums", True): 512,  # _BGRADB
 }
 KEEPS = ("gelu_kept", "gelu_backward")
 """Ends that write, or read, what a GELU is of."""
@@ -113,7 +114,8 @@ class Problem:
         What becomes of ``h = op(a) op(b) + bias``. ``""``: it is the result. ``"gelu"``:
         ``gelu_tanh(h)`` is. ``"gelu_kept"``: so it is, and ``h`` is written too. At
         ``"gelu_backward"`` the result is ``op(a) op(b)`` times the derivative of ``gelu_tanh`` at
-        an ``h`` that is given, and the sums of its columns are written where a bias would lie.
+        an ``h`` that is given, and the sums of its columns are written where a bias would lie. At
+        ``"sums"`` those over ``k`` of ``op(a)``, (m,), are written there, and none is added.
     """
 
     m: int
@@ -144,9 +146,8 @@ class Plan:
     """A product set up: its descriptors, and the algorithm that computes it.
 
     The library reads columns where we have rows: to it, a row-major (m, n) matrix is one of (n, m).
-    So it is given the product turned round, :math:`D^T = op(B)^T op(A)^T`, b as its first operand
-    and a as its second; their flags change places with them. Its bias is one number for each of its
-    rows, which are our columns.
+    So it is given the product turned round, :math:`D^T = op(B)^T op(A)^T`: its A is our b, and its
+    B our a, with their flags; its bias has one number for each of its rows, which are our columns.
 
     Parameters
     ----------
@@ -185,8 +186,7 @@ class Plan:
         CublasError
             If asking fails otherwise.
         """
-        call, p = self._binding.call, self.problem
-        preference = self.preference()
+        call, p, preference = self._binding.call, self.problem, self.preference()
         # Only how these addresses are aligned is looked at here, and they are not kept.
         self._set_places(BIAS_ALIGNMENT, BIAS_ALIGNMENT)
         found, count = (Algorithm * CANDIDATES)(), ctypes.c_int(0)

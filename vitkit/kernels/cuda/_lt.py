@@ -7,6 +7,7 @@ algorithm, or fails, a bias is added in a second step, or the product is CuPy's 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import math
@@ -19,6 +20,7 @@ from vitkit.kernels.cuda import _cublaslt, _products
 from vitkit.kernels.cuda._algorithms import Memory
 from vitkit.kernels.cuda._arrays import aligned
 from vitkit.kernels.cuda._cublaslt import (
+    NOT_SUPPORTED,
     WORKSPACE,
     Algorithm,
     CublasError,
@@ -37,6 +39,15 @@ PLANS: dict[tuple[int, Problem], Plan | None] = {}
 WORKSPACES: dict[int, Array] = {}
 """Room that the products of a device may use: what is asked of one is asked in one order, since the
 stream of a graph is kept in order with that of its caller."""
+
+
+def _named(number: int) -> Algorithm:
+    return Algorithm(data=(ctypes.c_uint64 * 8)(number))
+
+
+TOGETHER, APART = _named(1), _named(2)
+"""A product that does more, or one and a kernel after it: neither is an algorithm of the library,
+but what is the fastest is found and remembered as if they were."""
 
 
 @functools.cache
@@ -124,7 +135,7 @@ def planned(problem: Problem, given: Operands, xp: ArrayModule) -> Plan | None:
     Raises
     ------
     CublasError
-        If it fails at a product that goes through a GELU: whoever asks for one has another way.
+        If it fails at a product that does more: whoever asks for one has another way.
     """
     place = GPU.device(), problem
     if place not in PLANS:
@@ -199,6 +210,23 @@ def _first_that_runs(
         return algorithm
     run(plan, timed, xp, candidates[-1])
     return candidates[-1]
+
+
+def run_ended(
+    given: Operands, transpose_a: bool, transpose_b: bool, ends: str, xp: ArrayModule
+) -> None:
+    """Ask the device for a product that does more than multiply and add.
+
+    Raises
+    ------
+    CublasError
+        If the library has no algorithm for it, or fails.
+    """
+    problem = problem_of(given, transpose_a, transpose_b, "float32", ends)
+    plan = planned(problem, given, xp)
+    if plan is None:
+        raise CublasError(f"cuBLASLt has no algorithm for {problem.key}", NOT_SUPPORTED)
+    run(plan, given, xp)
 
 
 def found() -> Memory:

@@ -11,7 +11,6 @@ once for each shape, and remembered as algorithms are.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from typing import Any
 
@@ -20,7 +19,7 @@ from vitkit.errors import first_line
 from vitkit.kernels.cuda import _cublaslt, _lt, _products
 from vitkit.kernels.cuda._cublaslt import Algorithm, CublasError
 from vitkit.kernels.cuda._gpu import wants_same_bits
-from vitkit.kernels.cuda._lt import Operands
+from vitkit.kernels.cuda._lt import APART, TOGETHER, Operands
 from vitkit.kernels.cuda._products import rows
 from vitkit.kernels.cuda.casts import cast
 from vitkit.kernels.cuda.column_sums import add_column_sums
@@ -33,14 +32,6 @@ BACKWARD = ("uint16",)  # the library writes sums as it does the result: float16
 EDITION = 1  # of our own kernels; with a new one they are timed against the library again
 PAYS: dict[tuple[Any, ...], bool] = {}
 """Whether a device is faster with the products of this file, by its number and the sizes."""
-
-
-def _named(number: int) -> Algorithm:
-    return Algorithm(data=(ctypes.c_uint64 * 8)(number))
-
-
-TOGETHER, APART = _named(1), _named(2)
-"""What is chosen between; neither is an algorithm of the library."""
 
 
 class GeluProducts:
@@ -92,7 +83,7 @@ class GeluProducts:
         given = Operands(rows(x), fc1, rows(out), _lt.as_added(bias, x.dtype.name, xp))
         if before is not None:
             given = given._replace(before=rows(before))
-        _run(given, True, "gelu_kept" if keep else "gelu", xp)
+        _lt.run_ended(given, False, True, "gelu_kept" if keep else "gelu", xp)
         return out, before
 
     def backward(
@@ -118,7 +109,7 @@ class GeluProducts:
         sums = xp.empty(dbias.shape, dy.dtype)
         out = xp.empty(before.shape, dy.dtype)
         given = Operands(rows(dy), fc2, rows(out), sums, before=rows(before))
-        _run(given, False, "gelu_backward", xp)
+        _lt.run_ended(given, False, False, "gelu_backward", xp)
         add_column_sums(sums[None], dbias, xp=xp)
         return out
 
@@ -149,14 +140,6 @@ class GeluProducts:
 
         key = f"{(*x.shape, *fc1.shape)} {x.dtype} {keep}, gelu in the product or after, {EDITION}"
         return _lt.found().choose(key, [TOGETHER, APART], seconds) is TOGETHER
-
-
-def _run(given: Operands, transpose_b: bool, ends: str, xp: ArrayModule) -> None:
-    problem = _lt.problem_of(given, False, transpose_b, "float32", ends)
-    plan = _lt.planned(problem, given, xp)
-    if plan is None:
-        raise CublasError(f"cuBLASLt has no algorithm for {problem.key}", _cublaslt.NOT_SUPPORTED)
-    _lt.run(plan, given, xp)
 
 
 if not _cublaslt.why_none():

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.backend.precision import operand, stored
+from vitkit.kernels.cuda.column_sums import add_column_sums
 
 DTYPES = {"float32": "float32", "tf32": "float32", "bfloat16": "uint16", "float16": "float16"}
 """What a number is stored as, by precision."""
@@ -84,6 +85,51 @@ def by_the_module(
     out[...] = stored(product, PRECISIONS[out.dtype.name], xp=xp)
 
 
+def gradients(
+    dy: Array,
+    x: Array,
+    dweight: Array,
+    dbias: Array,
+    *,
+    adds: bool,
+    precision: str = "float32",
+    xp: ArrayModule,
+) -> None:
+    """Write the gradients of an affine map: ``dy^T x``, and the sums over the rows of ``dy``.
+
+    Parameters
+    ----------
+    dy, x : array, shape (rows, D_out) and (rows, D_in)
+        The gradient of its output, and its input, of one dtype and without gaps.
+    dweight, dbias : array, shape (D_out, D_in) and (D_out,)
+        Where to; float32, without gaps.
+    adds : bool
+        Whether they are added to what lies there.
+    precision : str, default "float32"
+        As for :func:`multiply`.
+    xp : module
+        The array module.
+    """
+    at_once = SUMMED.get(xp.__name__)
+    if at_once is None or not at_once(dy, x, dweight, dbias, adds, xp):
+        gradients_apart(dy, x, dweight, dbias, adds, precision, xp)
+
+
+def gradients_apart(
+    dy: Array,
+    x: Array,
+    dweight: Array,
+    dbias: Array,
+    adds: bool,
+    precision: str,
+    xp: ArrayModule,
+) -> None:
+    """Do as :func:`gradients` by a product, and a kernel that reads ``dy`` once more."""
+    plus = dweight if adds else None
+    multiply(dy, x, dweight, transpose_a=True, plus=plus, precision=precision, xp=xp)
+    add_column_sums(dy, dbias, adds=adds, xp=xp)
+
+
 def _widened(x: Array, precision: str, xp: ArrayModule) -> Array:
     kind = PRECISIONS[x.dtype.name]
     return operand(x, precision if kind == "float32" else kind, xp=xp)
@@ -92,6 +138,9 @@ def _widened(x: Array, precision: str, xp: ArrayModule) -> Array:
 Product = Callable[[Array, Array, Array, bool, bool, Array | None, Array | None, str, Any], None]
 PRODUCTS: dict[str, Product] = {}
 """What multiplies the arrays of an array module, by its name; others multiply by themselves."""
+
+SUMMED: dict[str, Callable[[Array, Array, Array, Array, bool, Any], bool]] = {}
+"""What does as :func:`gradients` by one product, or returns that it did not; see ``_lt_sums``."""
 
 
 class ThroughGelu(Protocol):

@@ -8,9 +8,7 @@ from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import plain
 from vitkit.kernels.cuda._branch import Branch, usable
 from vitkit.kernels.cuda._heads import attend, attend_backward
-from vitkit.kernels.cuda._products import rows
 from vitkit.kernels.cuda.casts import gained_cast
-from vitkit.kernels.cuda.column_sums import add_column_sums
 from vitkit.kernels.cuda.layer_norm import normalize, normalize_backward, normalized_again
 from vitkit.ops.attention_branch import (
     AttentionArrays,
@@ -63,9 +61,8 @@ def attention_branch_backward_cuda(
     branch.add_weight_gradient(dbranch, mixed, grads.proj_weight)
     dmixed = branch.input_gradient(dbranch, w.proj_weight)
     dqkv = attend_backward(dmixed, qkv, mixed, largest, log_total, precision, xp)
-    add_column_sums(rows(dqkv), grads.qkv_bias, xp=xp)
     u = normalized_again(x, w.norm_weight, w.norm_bias, mean, rstd, branch.dtype, xp)
-    branch.add_weight_gradient(dqkv, u, grads.qkv_weight)
+    branch.add_gradients(dqkv, u, grads.qkv_weight, grads.qkv_bias)
     du = branch.input_gradient(dqkv, w.qkv_weight)
     norm_gradients = grads.norm_weight, grads.norm_bias
     return normalize_backward(du, x, w.norm_weight, mean, rstd, dy, *norm_gradients, xp)

@@ -6,9 +6,8 @@ from typing import Any
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import plain, served
-from vitkit.kernels.cuda._products import DTYPES, multiply, rows
+from vitkit.kernels.cuda._products import DTYPES, gradients, multiply, rows
 from vitkit.kernels.cuda.casts import cast
-from vitkit.kernels.cuda.column_sums import add_column_sums
 from vitkit.ops.linear import linear, linear_backward
 
 
@@ -44,6 +43,5 @@ def linear_backward_cuda(
     dy, x, weight = (cast(each, DTYPES[precision], xp) for each in (rows(dy), rows(x), weight))
     if dx is not None:
         multiply(dy, weight, rows(dx), precision=precision, xp=xp)
-    multiply(dy, x, dweight, transpose_a=True, precision=precision, xp=xp)
-    add_column_sums(dy, dbias, adds=False, xp=xp)
+    gradients(dy, x, dweight, dbias, adds=False, precision=precision, xp=xp)
     return dx, dweight, dbias
