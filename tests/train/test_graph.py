@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import weakref
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from recordings import Recordings, made
 
 import vitkit
 from vitkit import optim
@@ -17,7 +18,7 @@ from vitkit.data import Batch
 from vitkit.errors import BackendError
 from vitkit.ops import softmax_cross_entropy
 from vitkit.testing import cuda_on_cpu, strict_device
-from vitkit.train import graph
+from vitkit.train import recorded
 from vitkit.train.graph import WARM_UP, GraphedForward, GraphedStep
 from vitkit.train.loss_scale import loss_scale_for
 from vitkit.train.preprocess import Preprocess
@@ -33,22 +34,6 @@ def emulated() -> Iterator[None]:
         pytest.skip(reason)
     with cuda_on_cpu.emulated():
         yield
-
-
-def made(precision: str = "float32", **settings: Any) -> vitkit.ViT:
-    return vitkit.ViT(
-        "Ti/4",
-        image_size=8,
-        num_classes=5,
-        dim=32,
-        depth=2,
-        num_heads=1,
-        mlp_dim=48,
-        init="scratch",
-        xp=strict_device.xp,
-        precision=precision,
-        **settings,
-    )
 
 
 def batches(count: int, size: int, rng: np.random.Generator) -> list[list[Batch]]:
@@ -185,7 +170,7 @@ def test_training_goes_on_without_where_a_step_cannot_be_recorded(
         found.append((model.state_dict(), optimizer.state_dict(), []))
     assert_same(*found)
     assert updates == [0, 1, 2, 3] * 2  # once a step, and not where the recording failed
-    assert caplog.text.count("are not recorded as graphs") == 1
+    assert caplog.text.count("cannot be recorded as a graph") == 1
     assert "a wait for the device" in caplog.text
 
 
@@ -200,32 +185,19 @@ def steps_of(given: list[list[Batch]], loss: Any = softmax_cross_entropy, **kwar
 def test_a_shape_that_cannot_be_recorded_leaves_the_others_their_graphs(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = [*batches(4, 3, rng), *batches(4, 2, rng), *batches(2, 3, rng), *batches(1, 2, rng)]
-    record, replayed, tried = graph.record, [], []
-
-    class Counted:
-        def __init__(self, recording: Any) -> None:
-            self.recording = recording
-
-        def replay(self) -> None:
-            replayed.append(self)
-            self.recording.replay()
-
-    def too_little_for_a_second(function: Callable[[], Any], *, xp: ArrayModule) -> Any:
-        tried.append(function)
-        if len(tried) > 1:
+    def refuse(count: int) -> None:
+        if count:
             raise MemoryError("no second arena")
-        recording, result = record(function, xp=xp)
-        return Counted(recording), result
 
+    given = [*batches(4, 3, rng), *batches(4, 2, rng), *batches(2, 3, rng), *batches(1, 2, rng)]
     expected = steps_of(given, records=False)
-    monkeypatch.setattr(graph, "record", too_little_for_a_second)
+    recordings = Recordings(monkeypatch, refuse)
     assert_same(steps_of(given), expected)
-    assert len(tried) == 2  # the second shape is not tried again
-    assert len(replayed) == 3  # one before, two after the shape that failed
+    assert recordings.tried == 2  # the second shape is not tried again
+    assert recordings.replays == 3  # one before, two after the shape that failed
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "Steps of images of shape (2, 3, 8, 8) are not recorded as graphs: "
+        "A training step on images of shape (2, 3, 8, 8) cannot be recorded as a graph: "
         "MemoryError: no second arena."
     ]
 
@@ -233,34 +205,78 @@ def test_a_shape_that_cannot_be_recorded_leaves_the_others_their_graphs(
 def test_graphs_are_let_go_of_where_they_leave_no_memory_for_another_shape(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    epoch = [*batches(4, 3, rng), *batches(1, 2, rng)]
-    record, released, alive = graph.record, [], []
-
-    def noted(function: Callable[[], Any], *, xp: ArrayModule) -> Any:
-        recording, result = record(function, xp=xp)
-        alive.append(weakref.ref(recording))
-        return recording, result
-
-    def needs_all(logits: Any, labels: Any, *, xp: ArrayModule) -> tuple[Any, Any]:
-        if len(logits) == 2 and any(graph() is not None for graph in alive):
-            raise MemoryError("graphs are in the way")
-        return softmax_cross_entropy(logits, labels, xp=xp)
-
-    monkeypatch.setattr(graph, "record", noted)
-    monkeypatch.setattr(graph, "release_memory", released.append)
-    found = steps_of(epoch * 2, needs_all)
-    assert len(alive) == 2  # recorded once an epoch
-    assert [graph() for graph in alive] == [None, None]
+    epoch, released = [*batches(4, 3, rng), *batches(1, 2, rng)], []
+    recordings = Recordings(monkeypatch)
+    monkeypatch.setattr(recorded, "release_memory", released.append)
+    found = steps_of(epoch * 2, needs_all(recordings))
+    assert recordings.tried == 2  # once an epoch
+    assert recordings.alive == 0
     assert len(released) == 2
     assert caplog.text.count("are let go of") == 1
     assert_same(found, steps_of(epoch * 2, records=False))
 
 
+def needs_all(recordings: Recordings) -> Any:
+    """Return a loss that finds no memory for two images while there is a graph."""
+
+    def loss(logits: Any, labels: Any, *, xp: ArrayModule) -> tuple[Any, Any]:
+        if len(logits) == 2 and recordings.alive:
+            raise MemoryError("graphs are in the way")
+        return softmax_cross_entropy(logits, labels, xp=xp)
+
+    return loss
+
+
+def test_graphs_that_must_make_room_time_and_again_are_given_up(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [*batches(2, 3, rng), *[*batches(1, 3, rng), *batches(1, 2, rng)] * 6]
+    recordings = Recordings(monkeypatch)
+    found = steps_of(given, needs_all(recordings))
+    assert recordings.tried == recorded.IN_VAIN + 1  # the other shape once
+    assert recordings.alive == 0
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert "are let go of for that and recorded again" in said[0]
+    assert "cannot be recorded" in said[1]
+    assert said[2] == (
+        "A training step is no longer recorded: 3 times in a row its graphs had to make room "
+        "before they had saved any time."
+    )
+    assert_same(found, steps_of(given, records=False))
+
+
+def test_graphs_that_were_repaid_make_room_as_often_as_it_takes(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recorded, "REPAID", 1)
+    epoch = [*batches(2, 3, rng), *batches(1, 2, rng)]  # one recorded, one done again
+    recordings = Recordings(monkeypatch)
+    steps_of([*batches(2, 3, rng), *epoch * 4], needs_all(recordings))
+    assert recordings.tried == 4 + 1  # the other shape once
+    assert "no longer recorded" not in caplog.text
+
+
+def test_graphs_go_with_what_made_them(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when the garbage is collected, with a whole step's memory until then."""
+    recordings = Recordings(monkeypatch)
+    gc.disable()
+    try:
+        *_, step = steps_of(batches(WARM_UP + 1, 2, rng))
+        assert recordings.alive == 1
+        del step, _
+        assert recordings.alive == 0
+    finally:
+        gc.enable()
+
+
 def test_a_step_that_has_touched_the_weights_is_not_tried_again(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recordings, tried = Recordings(monkeypatch), []
     *_, step = steps_of(batches(WARM_UP + 1, 3, rng))
-    tried = []
 
     def fails(*args: Any, **kwargs: Any) -> None:
         tried.append(args)
@@ -270,7 +286,7 @@ def test_a_step_that_has_touched_the_weights_is_not_tried_again(
     with pytest.raises(MemoryError, match="amidst the update"):
         step(batches(1, 2, rng)[0], lr=1e-2, seed=0, step=WARM_UP + 1)
     assert len(tried) == 1
-    assert step._recorded
+    assert recordings.alive == 1
 
 
 def test_what_a_callback_changes_is_recorded_anew(rng: np.random.Generator) -> None:

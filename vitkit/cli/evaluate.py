@@ -71,6 +71,8 @@ def evaluate(
                 loss=loss,
                 preprocess=restored.preprocess,
                 on_batch=on_batch,
+                # A run that insists on graphs may be evaluated where there can be none.
+                graph=None if config.train.graph else config.train.graph,
             )
     show = _print_json if as_json else _print
     show(str(restored.checkpoint.path), part, images[part].note, found)

@@ -44,7 +44,12 @@ def predict(
         pixels = read_images(images, shape)
         # Files hold pixels up to 255, whatever the training images were divided by.
         preprocess = replace(restored.preprocess, scale=255.0)
-        probabilities = guess(restored.model, 255 - pixels if invert else pixels, preprocess)
+        probabilities = guess(
+            restored.model,
+            255 - pixels if invert else pixels,
+            preprocess,
+            graph=False,  # decoding files takes far longer than asking a GPU for each kernel
+        )
     results = []
     for path, row in zip(images, probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:top]

@@ -156,8 +156,8 @@ class TrainConfig(_Section):
     ``"float16"`` the loss is scaled for backward, and a step whose gradient is not finite is
     skipped. ``nonfinite`` says what is done about a step whose loss or gradient is not finite
     elsewhere: the run ends with an error, goes on without the step, or ends as if it were done.
-    ``graph`` says whether steps are recorded and asked of a GPU as one graph; with None, where they
-    can be.
+    ``graph`` says whether steps, and what the model does with batches that are evaluated, are
+    recorded and asked of a GPU as one graph; with None, where they can be.
     """
 
     epochs: PositiveInt = 100

@@ -180,6 +180,7 @@ class Run:
                     every=train.eval_every,
                     ema=self.ema,
                     stopped=lambda: self.signals.reason,
+                    graph=train.graph,
                 )
             )
         self.recorder = Recorder([self.display.row], every=train.log_every)

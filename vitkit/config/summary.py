@@ -29,6 +29,7 @@ def summary_of(run: Run) -> dict[str, Any]:
                     loss=run.parts.loss,
                     preprocess=best.preprocess,
                     on_batch=on_batch,
+                    graph=run.config.train.graph,
                 )
             results |= {f"{part}_accuracy": found.accuracy, f"{part}_loss": found.loss}
     pictures = [] if interrupted else _pictures(run, best)

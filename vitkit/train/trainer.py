@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitkit.backend import backend_of, can_record
+from vitkit.backend import backend_of
 from vitkit.data import Batch, Loader
-from vitkit.errors import BackendError
-from vitkit.kernels import why_none
 from vitkit.nn.module import Module
 from vitkit.ops import softmax_cross_entropy
-from vitkit.ops._op import kernels_off
 from vitkit.ops._profile import paused, section
 from vitkit.optim import AdamW, Optimizer
 from vitkit.train.bad_steps import BadStep, BadSteps, cure_of
@@ -28,6 +25,7 @@ from vitkit.train.memory import too_little
 from vitkit.train.metrics import Metrics
 from vitkit.train.nonfinite import NotFinite, check_policy
 from vitkit.train.preprocess import Preprocess
+from vitkit.train.recorded import records
 from vitkit.train.state import TrainState
 from vitkit.train.step import Loss
 
@@ -66,10 +64,11 @@ class Trainer:
         step whose gradient is not finite is skipped: it changes neither weights nor optimizer.
     graph : bool, optional
         Whether steps are recorded and asked of the device as one graph
-        (:class:`vitkit.train.GraphedStep`). By default they are where they can be, and where that
-        fails one line says why; with True it is an error. Numbers that Python knows are then those
-        of the step that was recorded: where a callback or plugin changes any but the learning rate
-        and the weight decay, use False.
+        (:class:`vitkit.train.GraphedStep`), and likewise the model's work on the batches that it
+        evaluates or predicts. By default they are where they can be, and where that fails one line
+        says why; with True it is an error. Numbers that Python knows are then those of the step
+        that was recorded: where a callback or plugin changes any but the learning rate and the
+        weight decay, use False.
     nonfinite : str, default "raise"
         What to do about a step whose loss or gradient is not finite, where no loss is scaled. On
         the host it is judged before it has changed anything: ``"raise"`` ends the run with an
@@ -132,11 +131,7 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.loss_scale = loss_scale_for(model) if loss_scale is None else loss_scale
-        if graph and not can_record(model.xp):
-            raise BackendError(
-                f"graph=True needs a GPU to record on; the model is on {model.xp.__name__}. Leave "
-                "it out, or place the model with backend='cupy'."
-            )
+        records(model.xp, graph)  # refuses what cannot be before a run, not in it
         self.graph = graph
         self.nonfinite = check_policy(nonfinite)
         self.bad_steps = bad_steps
@@ -194,8 +189,6 @@ class Trainer:
 
     def _step_maker(self, preprocess: Preprocess) -> GraphedStep:
         """Return what makes steps: recorded as graphs where that is wanted and can be."""
-        xp = self.model.xp
-        records = can_record(xp) and not why_none(xp) and not kernels_off()
         return GraphedStep(
             self.model,
             self.optimizer,
@@ -204,7 +197,7 @@ class Trainer:
             max_grad_norm=self.max_grad_norm,
             loss_scale=self.loss_scale,
             nonfinite=self.nonfinite,
-            records=records if self.graph is None else self.graph,
+            records=records(self.model.xp, self.graph),
             falls_back=self.graph is None,
         )
 
@@ -317,7 +310,9 @@ class Trainer:
 
     def evaluate(self, loader: Loader) -> Metrics:
         """Return the metrics over a loader's images, seen as the training images were."""
-        return evaluate(self.model, loader, loss=self.loss, preprocess=self.preprocess)
+        return evaluate(
+            self.model, loader, loss=self.loss, preprocess=self.preprocess, graph=self.graph
+        )
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return class probabilities, (N, K), for uint8 images (N, C, H, W).
@@ -329,7 +324,7 @@ class Trainer:
         """
         if self.preprocess is None:
             raise RuntimeError("Trainer.predict needs the statistics of fit's images: fit first.")
-        return predict(self.model, images, self.preprocess)
+        return predict(self.model, images, self.preprocess, graph=self.graph)
 
 
 def _as_floating_point_error(error: NotFinite) -> FloatingPointError:

@@ -12,6 +12,8 @@ from vitkit.nn.module import Module
 from vitkit.optim import EMA
 from vitkit.train.callbacks.base import Callback, LeaveOpen
 from vitkit.train.evaluate import evaluate
+from vitkit.train.graph import GraphedForward
+from vitkit.train.recorded import records
 from vitkit.train.state import TrainState
 from vitkit.train.step import Loss, StepLog
 
@@ -38,6 +40,9 @@ class Validation(Callback):
     stopped : callable, optional
         Asked after each batch why the run is to end now; the epoch is left open if it is, and
         validated again when the run goes on.
+    graph : bool, optional
+        As :class:`vitkit.Trainer` takes it, for the model's work on a batch. Between validations
+        no graph is kept: training may need the memory, and a callback may change the model.
     """
 
     name = "validation"
@@ -53,16 +58,28 @@ class Validation(Callback):
         ema: EMA | None = None,
         on_batch: Callable[[int], None] | None = None,
         stopped: Callable[[], str] | None = None,
+        graph: bool | None = None,
     ) -> None:
         self.model, self.loader, self.loss = model, loader, loss
         self.preprocess, self.every, self.ema = preprocess, every, ema
         self.on_batch, self.stopped = on_batch, stopped
+        self.graph = graph
+        self._forward: GraphedForward | None = None  # so that what fails is tried and said once
+
+    def on_start(self, state: TrainState) -> None:
+        """Forget what a run before could record."""
+        self._forward = None
 
     def on_epoch_end(self, state: TrainState) -> None:
         """Validate when it is due."""
         state.metrics = {}
         if state.epoch % self.every and state.epoch != state.epochs:
             return
+        if self._forward is None:
+            wanted = records(self.model.xp, self.graph)
+            self._forward = GraphedForward(
+                self.model, records=wanted, falls_back=self.graph is None
+            )
         with self.ema.applied() if self.ema else nullcontext():
             found = evaluate(
                 self.model,
@@ -70,6 +87,7 @@ class Validation(Callback):
                 loss=self.loss,
                 preprocess=self.preprocess,
                 on_batch=self._count,
+                graph=self._forward,
             )
         state.metrics = {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
