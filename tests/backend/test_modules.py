@@ -192,8 +192,20 @@ def test_a_wrong_product_is_not_trusted(install: Callable[[ModuleType], None]) -
     assert "sums to 32.0, not 8" in cuda_status().detail
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("cupy was built for another NumPy"), ".*another NumPy.* Cure: pip"),
+        # its folder of compiled kernels, in the home of somebody else or on a full disk
+        (PermissionError(13, "Permission denied", "/root/.cupy"), ".*cupy.* Cure: set CUPY_CACHE"),
+    ],
+    ids=["ImportError", "PermissionError"],
+)
 def test_a_broken_installation_is_named(
-    install: Callable[[ModuleType | None], None], monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    said: str,
+    install: Callable[[ModuleType | None], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Broken(importlib.machinery.ModuleSpec):
         """Found, but it does not import."""
@@ -203,7 +215,7 @@ def test_a_broken_installation_is_named(
             return Broken(name, self) if name == "cupy" else None  # type: ignore[arg-type]
 
         def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
-            raise ImportError("cupy was built for another NumPy")
+            raise error
 
         def exec_module(self, module: ModuleType) -> None: ...
 
@@ -211,7 +223,7 @@ def test_a_broken_installation_is_named(
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     cuda_status.cache_clear()
     assert cuda_status().cause == "cupy broken"
-    with pytest.raises(BackendError, match=r"CuPy does not import .*another NumPy.* Cure: pip"):
+    with pytest.raises(BackendError, match=f"CuPy does not import {said}"):
         array_module("cupy")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from vitkit.errors import first_line
 
 INSTALL = "pip install 'vitkit[cuda12]' (CUDA 12.x) or 'vitkit[cuda13]' (CUDA 13.x)"
+CACHE = "set CUPY_CACHE_DIR to a folder that can be written: CuPy makes one as it is imported"
 LIBRARIES = "pip install 'cupy-cuda12x[ctk]' (or 'cupy-cuda13x[ctk]') brings them"
 NO_DRIVER, NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
 NO_KERNEL_IMAGE = 209  # cudaErrorNoKernelImageForDevice; the driver's error has the same number
@@ -55,9 +56,8 @@ def cuda_status() -> CudaStatus:
     try:
         import cupy
     except Exception as error:
-        return CudaStatus(
-            False, "cupy broken", f"CuPy does not import ({first_line(error)})", INSTALL
-        )
+        cure = CACHE if isinstance(error, OSError) else INSTALL
+        return CudaStatus(False, "cupy broken", f"CuPy does not import ({first_line(error)})", cure)
     return _device_status(cupy) or _smoke_test(cupy)
 
 
