@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_cublaslt import FakeCublasLt
 from fake_cudnn import FakeCudnn
+from where import ON_GPU, kernels_of
 
 from vitkit.kernels.cuda import (
     _cublaslt,
@@ -30,17 +31,20 @@ from vitkit.testing import cuda_on_cpu, recording, strict_device
 
 xp = strict_device.xp
 ORDERS = (0, 1, 2)  # of threads: from the first, from the last, drawn
+PLACES = {0: "gpu"} if ON_GPU else {order: f"order{order}" for order in ORDERS}
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if "emulated" in getattr(item, "fixturenames", ()) and (reason := cuda_on_cpu.why_not()):
-        pytest.skip(reason)
-
-
-@pytest.fixture(params=ORDERS, ids=lambda order: f"order{order}")
+@pytest.fixture(params=PLACES, ids=PLACES.get)
 def emulated(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run kernels for CuPy on the strict device, in each order of threads."""
-    with cuda_on_cpu.emulated(request.param):
+    """Run kernels for CuPy: where a GPU is asked for, on it, else emulated in several orders."""
+    with kernels_of(request.module, request.param):
+        yield
+
+
+@pytest.fixture
+def emulated_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Do the same in a drawn order of threads alone."""
+    with kernels_of(request.module, 2):
         yield
 
 

@@ -6,7 +6,7 @@ probability and every gradient of a score is rounded once, and so is each result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,15 +26,6 @@ SHORT = [(2, 1, 1, 32), (1, 3, 2, 64), (1, 17, 3, 32), (1, 31, 1, 80), (1, 32, 1
 SHORT += [(2, 33, 1, 128), (1, 33, 2, 64)]
 LONG = [(1, 65, 3, 64), (1, 65, 2, 32), (1, 65, 1, 80), (1, 65, 1, 96), (1, 65, 1, 128)]
 LONGER = [(1, 197, 2, 64), (1, 197, 1, 32), (1, 129, 1, 128)]
-
-
-@pytest.fixture
-def drawn() -> Iterator[None]:
-    """Run kernels for CuPy on the strict device, threads in a drawn order."""
-    if reason := cuda_on_cpu.why_not():
-        pytest.skip(reason)
-    with cuda_on_cpu.emulated(2):
-        yield
 
 
 class Truth(NamedTuple):
@@ -143,7 +134,7 @@ def test_values(case: Case, dtype: str, rng: np.random.Generator) -> None:
     assert error(case, dtype, rng) < 1
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("emulated_once")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", [*LONG, *LONGER])
 def test_values_of_several_tiles(case: Case, dtype: str, rng: np.random.Generator) -> None:
@@ -170,7 +161,7 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_on_other_images(
         np.testing.assert_array_equal(both[1:], alone)
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("emulated_once")
 @pytest.mark.parametrize("width", [32, 80])
 def test_huge_scores_keep_their_digits(width: int, rng: np.random.Generator) -> None:
     # Sums of whole numbers are exact, so scores of 10000 are; and near to each other in each row.
@@ -232,7 +223,7 @@ SPECIAL = (
 )  # fmt: skip
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("emulated_once")
 @pytest.mark.parametrize("name", SPECIAL)
 def test_what_is_not_a_number_goes_where_the_reference_sends_it(
     name: str, rng: np.random.Generator
@@ -257,7 +248,7 @@ def test_what_is_not_a_number_goes_where_the_reference_sends_it(
         assert error <= 8 * ROUNDING["uint16"] * most
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("emulated_once")
 def test_arrays_with_gaps_and_out_of_line_are_read(rng: np.random.Generator) -> None:
     qkv, dy = inputs((2, 20, 2, 32), "uint16", rng)
     expected = [each.get() for each in run(qkv, dy, 2)]
@@ -274,7 +265,7 @@ def test_arrays_with_gaps_and_out_of_line_are_read(rng: np.random.Generator) -> 
         np.testing.assert_array_equal(got.get(), each)
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("emulated_once")
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", "uint16"), ("float16", "float16")])
 def test_the_operation_runs_the_kernels_and_never_waits(
     precision: str, dtype: str, rng: np.random.Generator
@@ -293,7 +284,7 @@ def test_the_operation_runs_the_kernels_and_never_waits(
         np.testing.assert_array_equal(wide(got), wide(each))
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("emulated_once")
 def test_what_the_kernels_do_not_serve_is_left_to_others(rng: np.random.Generator) -> None:
     def answer(width: int, precision: str, dtype: str = "float32") -> Any:
         qkv = xp.asarray(rng.standard_normal((1, 5, 3 * 2 * width)).astype(dtype))
@@ -314,7 +305,7 @@ def test_what_the_kernels_do_not_serve_is_left_to_others(rng: np.random.Generato
     assert kernel(dy, qkv, y, largest, log_total, "float8", xp=xp) is NotImplemented
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("emulated_once")
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("width", [24, 32])
 def test_by_products_where_no_fused_kernel_serves(

@@ -84,18 +84,18 @@ def test_sizes_and_alignments(size: int, rng: np.random.Generator) -> None:
             assert same(cast(low[first:], "float32", xp).get(), widened(low.get()[first:]))
 
 
+@pytest.mark.usefixtures("emulated_once")
 def test_shapes_views_and_what_is_not_a_cast(rng: np.random.Generator) -> None:
     host = rng.standard_normal((4, 6, 10)).astype("float32")
     x = xp.asarray(host)
-    with cuda_on_cpu.emulated():
-        view = cast(x[:, ::2].swapaxes(0, 2), "uint16", xp)
-        assert same(view.get(), rounded(host[:, ::2].swapaxes(0, 2), "uint16"))
-        assert cast(x, "float32", xp).data.ptr == x.data.ptr
-        assert cast(xp.asarray(np.float32(2)), "float16", xp).shape == ()
-        assert cast(xp.zeros((0, 3), "float32"), "uint16", xp).shape == (0, 3)
-        for dtype, to in (("float16", "uint16"), ("float32", "float64"), ("float64", "float32")):
-            with pytest.raises(ValueError, match="from or to float32"):
-                cast(xp.zeros(3, dtype), to, xp)
+    view = cast(x[:, ::2].swapaxes(0, 2), "uint16", xp)
+    assert same(view.get(), rounded(host[:, ::2].swapaxes(0, 2), "uint16"))
+    assert cast(x, "float32", xp).data.ptr == x.data.ptr
+    assert cast(xp.asarray(np.float32(2)), "float16", xp).shape == ()
+    assert cast(xp.zeros((0, 3), "float32"), "uint16", xp).shape == (0, 3)
+    for dtype, to in (("float16", "uint16"), ("float32", "float64"), ("float64", "float32")):
+        with pytest.raises(ValueError, match="from or to float32"):
+            cast(xp.zeros(3, dtype), to, xp)
 
 
 def wrong(shape: tuple[int, ...], dtype: str, gains: bool, rng: np.random.Generator) -> str:

@@ -64,11 +64,12 @@ def test_values(
     assert difference(shape, soft, smoothing, rng) < 1
 
 
+@pytest.mark.usefixtures("emulated_once")
 def test_more_samples_than_the_last_block_has_threads(rng: np.random.Generator) -> None:
-    with cuda_on_cpu.emulated(2):
-        assert difference((1030, 4), False, 0.0, rng) < 1
+    assert difference((1030, 4), False, 0.0, rng) < 1
 
 
+@pytest.mark.usefixtures("emulated_once")
 def test_follows_torch(rng: np.random.Generator) -> None:
     torch: Any = pytest.importorskip("torch", reason="torch, what it is compared to, is missing")
     host = (5 * rng.standard_normal((13, 101))).astype("float32")
@@ -79,10 +80,7 @@ def test_follows_torch(rng: np.random.Generator) -> None:
             logits, torch.tensor(labels), label_smoothing=0.2
         )
         theirs.backward()
-        with cuda_on_cpu.emulated():
-            loss, dlogits = ops.softmax_cross_entropy(
-                xp.asarray(host), xp.asarray(labels), 0.2, xp=xp
-            )
+        loss, dlogits = ops.softmax_cross_entropy(xp.asarray(host), xp.asarray(labels), 0.2, xp=xp)
         assert abs(loss.get() - theirs.item()) < 40 * EPS * theirs.item()
         assert np.abs(dlogits.get() - logits.grad.numpy()).max() < 40 * EPS / 13
 
@@ -100,11 +98,11 @@ def test_classes_of_every_type(dtype: str, rng: np.random.Generator) -> None:
         assert one.get().tobytes() == other.get().tobytes()
 
 
+@pytest.mark.usefixtures("emulated_once")
 def test_classes_of_two_bytes_have_no_sign(rng: np.random.Generator) -> None:
     logits = rng.standard_normal((1, 2**15 + 2)).astype("float32")
     labels = np.asarray([2**15 + 1], "uint16")
-    with cuda_on_cpu.emulated():
-        loss, _ = ops.softmax_cross_entropy(xp.asarray(logits), xp.asarray(labels), xp=xp)
+    loss, _ = ops.softmax_cross_entropy(xp.asarray(logits), xp.asarray(labels), xp=xp)
     right = -special.log_softmax(logits[0].astype("float64"))[2**15 + 1]
     assert abs(loss.get() / right - 1) < 20 * EPS
 

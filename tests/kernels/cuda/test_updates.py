@@ -96,16 +96,17 @@ def test_an_update(case: str, rng: np.random.Generator) -> None:
     assert max(difference(case, size, rng) for size in SIZES) < 1
 
 
+@pytest.mark.usefixtures("emulated_once")
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_where_vectors_do_not_fit_and_numbers_lie_on_the_device(
     case: str, held: bool, rng: np.random.Generator
 ) -> None:
-    with cuda_on_cpu.emulated(1):
-        assert max(difference(case, size, rng, 1, held) for size in SOME) < 1
-        assert difference(case, 197, rng, 0, held) < 1
+    assert max(difference(case, size, rng, 1, held) for size in SOME) < 1
+    assert difference(case, 197, rng, 0, held) < 1
 
 
+@pytest.mark.usefixtures("emulated_once")
 @pytest.mark.parametrize("rule", ["sgd", "adam", "adamw"])
 def test_follows_torch_over_many_steps(rule: str, rng: np.random.Generator) -> None:
     torch: Any = pytest.importorskip("torch", reason="torch, what it is compared to, is missing")
@@ -121,12 +122,11 @@ def test_follows_torch_over_many_steps(rule: str, rng: np.random.Generator) -> N
         rule
     ]([theirs], **given)
     ours, *state = (xp.asarray(start), *(xp.zeros(197, "float32") for _ in range(slots)))
-    with cuda_on_cpu.emulated():
-        for step, g in enumerate(gradients, start=1):
-            counted = {"step": step} if "step" in settings else {}
-            op(rule)(ours, xp.asarray(g), *state, **(settings | counted), xp=xp)
-            theirs.grad = torch.from_numpy(g.astype("float64"))
-            optimizer.step()
+    for step, g in enumerate(gradients, start=1):
+        counted = {"step": step} if "step" in settings else {}
+        op(rule)(ours, xp.asarray(g), *state, **(settings | counted), xp=xp)
+        theirs.grad = torch.from_numpy(g.astype("float64"))
+        optimizer.step()
     # Each step is at most about 1 long, and rounded to some eps of that.
     assert np.abs(ours.get() - theirs.detach().numpy()).max() < 20 * 4 * EPS
 
