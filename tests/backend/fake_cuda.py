@@ -31,6 +31,7 @@ ERRORS = {
     IMPLICIT: "cudaErrorStreamCaptureImplicit: would make the legacy stream depend on a capture",
     CAPTURED_EVENT: "cudaErrorCapturedEvent: last recorded in a capturing stream",
 }
+BROKEN = "the stream was capturing, but an error has invalidated the capture sequence"
 Use = tuple[int, int, bool]
 """Address and bytes of memory, and whether it is written."""
 
@@ -303,7 +304,12 @@ class Stream:
         return Graph(capture.works)
 
     def is_capturing(self) -> bool:
-        """Return whether what is asked is kept."""
+        """Return whether what is asked is kept; it cannot be said of what is broken."""
+        blocking = [each for each in self._device.captures if not each.origin.non_blocking]
+        if self.ptr == 0 and blocking:
+            raise CUDARuntimeError(IMPLICIT)
+        if self.capture is not None and self.capture.broken:
+            raise RuntimeError(BROKEN)
         return self.capture is not None
 
 
