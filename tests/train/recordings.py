@@ -12,6 +12,7 @@ import pytest
 import vitkit
 from vitkit.backend import ArrayModule, Recording, philox
 from vitkit.data import ArrayDataset
+from vitkit.ops import softmax_cross_entropy
 from vitkit.testing import strict_device
 from vitkit.train import graph
 
@@ -87,3 +88,14 @@ class Recordings:
     def alive(self) -> int:
         """How many there are now."""
         return sum(each() is not None for each in self.made)
+
+
+def no_room(recordings: Recordings, size: int) -> Callable[..., Any]:
+    """Return a loss that finds no memory for batches of a size while there are graphs."""
+
+    def loss(logits: Any, labels: Any, *, xp: ArrayModule) -> Any:
+        if len(logits) == size and recordings.alive:
+            raise MemoryError("graphs are in the way")
+        return softmax_cross_entropy(logits, labels, xp=xp)
+
+    return loss

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recordings import Recordings, made
+from recordings import Recordings, made, no_room
 
 import vitkit
 from vitkit import optim
@@ -208,7 +208,7 @@ def test_graphs_are_let_go_of_where_they_leave_no_memory_for_another_shape(
     epoch, released = [*batches(4, 3, rng), *batches(1, 2, rng)], []
     recordings = Recordings(monkeypatch)
     monkeypatch.setattr(recorded, "release_memory", released.append)
-    found = steps_of(epoch * 2, needs_all(recordings))
+    found = steps_of(epoch * 2, no_room(recordings, 2))
     assert recordings.tried == 2  # once an epoch
     assert recordings.alive == 0
     assert len(released) == 2
@@ -216,23 +216,12 @@ def test_graphs_are_let_go_of_where_they_leave_no_memory_for_another_shape(
     assert_same(found, steps_of(epoch * 2, records=False))
 
 
-def needs_all(recordings: Recordings) -> Any:
-    """Return a loss that finds no memory for two images while there is a graph."""
-
-    def loss(logits: Any, labels: Any, *, xp: ArrayModule) -> tuple[Any, Any]:
-        if len(logits) == 2 and recordings.alive:
-            raise MemoryError("graphs are in the way")
-        return softmax_cross_entropy(logits, labels, xp=xp)
-
-    return loss
-
-
 def test_graphs_that_must_make_room_time_and_again_are_given_up(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = [*batches(2, 3, rng), *[*batches(1, 3, rng), *batches(1, 2, rng)] * 6]
     recordings = Recordings(monkeypatch)
-    found = steps_of(given, needs_all(recordings))
+    found = steps_of(given, no_room(recordings, 2))
     assert recordings.tried == recorded.IN_VAIN + 1  # the other shape once
     assert recordings.alive == 0
     said = [record.getMessage() for record in caplog.records]
@@ -252,7 +241,7 @@ def test_graphs_that_were_repaid_make_room_as_often_as_it_takes(
     monkeypatch.setattr(recorded, "REPAID", 1)
     epoch = [*batches(2, 3, rng), *batches(1, 2, rng)]  # one recorded, one done again
     recordings = Recordings(monkeypatch)
-    steps_of([*batches(2, 3, rng), *epoch * 4], needs_all(recordings))
+    steps_of([*batches(2, 3, rng), *epoch * 4], no_room(recordings, 2))
     assert recordings.tried == 4 + 1  # the other shape once
     assert "no longer recorded" not in caplog.text
 
