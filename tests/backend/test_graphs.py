@@ -78,6 +78,7 @@ def memory_goes_with_the_graph(cupy: Any, graph: Any) -> None:
     gc.collect()
     graph.empty_pools()  # of what an array held longer than the graph
     assert device().used == before
+    assert graph._LEFT == []
 
 
 def memory_in_parts_goes_with_the_graph(cupy: Any, graph: Any) -> None:
