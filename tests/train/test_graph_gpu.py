@@ -34,7 +34,7 @@ OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
 
 
 @pytest.fixture
-def device(xp: ArrayModule) -> Iterator[ArrayModule]:
+def device(xp: ArrayModule, kernels_on: None) -> Iterator[ArrayModule]:
     """Return CuPy where it is under test, and the strict device with kernels elsewhere."""
     if xp.__name__ == "cupy":
         yield xp
