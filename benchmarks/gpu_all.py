@@ -1,6 +1,7 @@
 """Everything that is measured on a GPU, in one command and under nine minutes.
 
-Usage: python benchmarks/gpu_all.py --out DIR [--budget SECONDS] [--only PART,PART] [--dry]
+Usage: python benchmarks/gpu_all.py --out DIR [--budget SECONDS] [--only PART,PART]
+           [--dry | --dry-complete]
 
 First it prints what there is, then it runs one program after the other, each of which shows that
 everyone is right before it times anyone, and each with a share of the seconds: what one leaves is
@@ -15,11 +16,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import command
+import compiler
 import gpu_machine
+import gpu_profile
 import gpu_report
 import machine
 import report
@@ -27,20 +31,34 @@ from command import say
 from gpu_race import Clock
 
 HERE = Path(__file__).resolve().parent
+VITKITS = "bfloat16_graph,bfloat16,tf32,reference,eager"
 SMALL = "bfloat16_graph,bfloat16,eager,compiled"
 PARTS: dict[str, tuple[float, tuple[str, ...]]] = {
-    "train_B": (280, ("gpu_train.py", "B", "--rounds", "5")),
-    "train_T": (60, ("gpu_train.py", "T", "--rounds", "5", "--only", SMALL)),
-    "infer_B": (90, ("gpu_infer.py", "B", "--rounds", "5")),
-    "kernels": (90, ("gpu_kernels.py", "B")),
+    "train_B": (255, ("gpu_train.py", "B", "--rounds", "5")),
+    "profile_B": (35, ("gpu_profile.py", "B")),
+    "train_T": (55, ("gpu_train.py", "T", "--rounds", "5", "--only", SMALL)),
+    "infer_B": (75, ("gpu_infer.py", "B", "--rounds", "5")),
+    "kernels": (80, ("gpu_kernels.py", "B")),
+    "profile_T": (20, ("gpu_profile.py", "T")),
 }
 """What is run, and how much of the time each gets, in the order of how much it matters."""
 DRY: dict[str, tuple[float, tuple[str, ...]]] = {
-    "train_tiny": (2, ("gpu_train.py", "--dry", "--only", "bfloat16_graph,eager")),
+    "train_tiny": (4, ("gpu_train.py", "--dry", "--only", "bfloat16_graph,eager")),
     "infer_tiny": (1, ("gpu_infer.py", "--dry", "--only", "bfloat16_graph,eager")),
+    "profile_tiny": (1, ("gpu_profile.py", "--dry")),
     "kernels": (1, ("gpu_kernels.py", "--dry", "--only", "attention_own,product,norm_low")),
 }
 """The same without a GPU."""
+DRY_COMPLETE: dict[str, tuple[float, tuple[str, ...]]] = {
+    "train_tiny": (6, ("gpu_train.py", "--dry")),
+    "train_tiny_erf": (2, ("gpu_train.py", "--dry", "--gelu", "erf", "--only", VITKITS)),
+    "profile_tiny": (1, ("gpu_profile.py", "--dry")),
+    "profile_tiny_erf": (1, ("gpu_profile.py", "--dry", "--gelu", "erf")),
+    "infer_tiny": (5, ("gpu_infer.py", "--dry")),
+    "kernels": (4, ("gpu_kernels.py", "--dry")),
+    "kernels_erf": (1, ("gpu_kernels.py", "--dry", "--gelu", "erf", "--only", "activate")),
+}
+"""The same with everyone and everything, for before a GPU is at hand: some minutes."""
 LEAST, GRACE = 10.0, 15.0
 """Seconds below which a part is not begun; and beyond its own that it may take to end."""
 HEADERS = (
@@ -117,6 +135,9 @@ def show(found: dict[str, Any], folder: Path) -> None:
             continue
         measured = json.loads(file.read_text())
         said += [f"{name}: {cut}" for cut in measured["cut"]]
+        if measured["benchmark"] == "gpu_profile":
+            said += [f"{name}: {each}" for each in gpu_profile.short(measured)]
+            continue
         if "contenders" not in measured:
             wrong = [case for case, one in measured["cases"].items() if one["summary"]["wrong"]]
             said.append(f"{name}: {len(measured['cases'])} kernels; wrong: {wrong or 'none'}.")
@@ -141,9 +162,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
     parser.add_argument("--budget", type=float, default=520.0, help="seconds in all")
     parser.add_argument("--only", help=f"which of {', '.join(PARTS)}, separated by commas")
-    parser.add_argument("--dry", action="store_true", help="tiny models, without a GPU")
+    dry = parser.add_mutually_exclusive_group()
+    dry.add_argument("--dry", action="store_true", help="tiny models, without a GPU")
+    dry.add_argument("--dry-complete", action="store_true", help="that, everyone and everything")
     arguments = parser.parse_args()
-    known = DRY if arguments.dry else PARTS
+    known = DRY if arguments.dry else DRY_COMPLETE if arguments.dry_complete else PARTS
     names = arguments.only.split(",") if arguments.only else list(known)
     if unknown := set(names) - set(known):
         parser.error(f"--only: unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
@@ -164,7 +187,9 @@ def main() -> int:
     for what in ("gpu", "versions", "machine"):
         print(f"{what}: {', '.join(f'{name} {value}' for name, value in found[what].items())}")
     print(flush=True)
-    found["parts"] = parts(arguments.parts, clock, arguments.out)
+    dry = arguments.dry or arguments.dry_complete
+    with compiler.once() if dry else nullcontext():
+        found["parts"] = parts(arguments.parts, clock, arguments.out)
     found["seconds"] = clock.spent()
     report.write(found, arguments.out / "all.json")
     show(found, arguments.out)

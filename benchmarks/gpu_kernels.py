@@ -91,13 +91,18 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def operations() -> list[str]:
+    """Return the names of all operations; some have a case with one form of GELU alone."""
+    forms = [Order("", "tiny", activation=form).sizes for form in ("gelu", "gelu_tanh")]
+    return sorted({case.op for form in forms for case in gpu_cases(form).values()})
+
+
 def main() -> int:
     parser = command.parser(__doc__, rounds=3, names=BATCHES, name="B")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds in all")
     parser.add_argument("--batch", type=int, help="images")
     parser.add_argument("--gelu", choices=("tanh", "erf"), default="tanh")
-    tiny = gpu_cases(Order("", "tiny").sizes).values()
-    arguments = command.parse(parser, sorted({case.op for case in tiny}))
+    arguments = command.parse(parser, operations())
     order = Order(
         "",
         arguments.name,

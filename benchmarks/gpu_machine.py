@@ -91,7 +91,8 @@ class Watch:
         except OSError as error:
             self.why = f"nvidia-smi: {error.strerror or error}"
             return
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process is not None
@@ -111,3 +112,6 @@ class Watch:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+            self._reader.join()
+            assert self._process.stdout is not None
+            self._process.stdout.close()

@@ -189,7 +189,7 @@ class Race:
         if size == self.batches[0]:
             found["numbers"] = numbers
         found.setdefault("start_seconds", one["prepare_seconds"] + first[0])
-        for note in ("attention", "attention_ms", "remark"):
+        for note in ("attention", "attention_ms"):
             if note in one:
                 found.setdefault("notes", {})[note] = one[note]
         one["first_seconds"] = first

@@ -101,8 +101,6 @@ def _remarks(found: dict[str, Any]) -> Iterable[str]:
         notes = one.get("notes", {})
         if "attention" in notes:
             said.append(f"attention by {notes['attention']}")
-        if "remark" in notes:
-            said.append(notes["remark"])
         said += [
             f"batch {size}: {each['reason']}"
             for size, each in one["batches"].items()

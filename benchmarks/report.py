@@ -185,6 +185,10 @@ def main() -> None:
         import gpu_kernels  # which imports this module
 
         gpu_kernels.show(report, arguments.format)
+    elif report["benchmark"] == "gpu_profile":
+        import gpu_profile
+
+        print("\n".join(gpu_profile.lines(report, arguments.format)))
     elif report["benchmark"].startswith("gpu_"):
         import gpu_report
 

@@ -13,6 +13,27 @@ LEARNING_RATE = 1e-4
 """Of races on GPUs: at 1e-3 the first losses of a ViT-B jump, and precisions drift apart."""
 
 
+class HostEvents:
+    """Stands in for ``cupy.cuda`` where there is no GPU: nothing is asked for, all is done."""
+
+    class Event:
+        """A time that is noted."""
+
+        def record(self) -> None:
+            """Note the time."""
+            self.at = time.perf_counter()
+
+    @staticmethod
+    def get_elapsed_time(start: Event, end: Event) -> float:
+        """Return the milliseconds from one time to another."""
+        return 1e3 * (end.at - start.at)
+
+    @staticmethod
+    def alloc_pinned_memory(size: int) -> bytearray:
+        """Return memory of the host."""
+        return bytearray(size)
+
+
 @dataclass
 class Device:
     """A GPU as one library sees it, or what stands in for it.
@@ -25,6 +46,8 @@ class Device:
         Returns how many bytes nobody has taken; 0 where that is not known.
     release : callable
         Gives back what the library keeps for later.
+    cuda : object
+        ``cupy.cuda``, or what stands in for it.
     taken : int
         The most bytes that computing took of the GPU: what the library keeps for later, workspaces
         and graphs included.
@@ -33,6 +56,7 @@ class Device:
     synchronize: Callable[[], None]
     free: Callable[[], int]
     release: Callable[[], None]
+    cuda: Any = HostEvents
     taken: int = 0
     _before: int | None = field(default=None)
 
@@ -45,6 +69,16 @@ class Device:
         """Give back all memory that is not in use."""
         gc.collect()
         self.release()
+
+    def mark(self) -> Any:
+        """Have a time noted when all that was asked for before has been computed."""
+        event = self.cuda.Event()
+        event.record()
+        return event
+
+    def between(self, begun: Any, ended: Any) -> float:
+        """Return the seconds between two times that have been noted."""
+        return float(self.cuda.get_elapsed_time(begun, ended)) * 1e-3
 
     def waited(self, function: Callable[[], Any]) -> Any:
         """Return the result of a function when it has been computed."""
@@ -97,5 +131,8 @@ def of_vitkit(xp: Any) -> Device:
     from vitkit.backend import memory_left, release_memory, synchronize
 
     return Device(
-        lambda: synchronize(xp), lambda: (memory_left(xp) or (0, 0))[0], lambda: release_memory(xp)
+        lambda: synchronize(xp),
+        lambda: (memory_left(xp) or (0, 0))[0],
+        lambda: release_memory(xp),
+        xp.cuda if xp.__name__ == "cupy" else HostEvents,
     )

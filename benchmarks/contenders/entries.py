@@ -99,6 +99,11 @@ GPU_ENTRIES = {
 """Those who train and infer on a GPU, in the order in which they come in: the last are those who
 matter least where time is short."""
 
+GPU_PROFILE = Entry(
+    "vitkit bf16", "vitkit.train", "gpu_vitkit_profile", HALF, HALF, {"VITKIT_KERNELS": "on"}
+)
+"""Who shows where a training step's time goes on a GPU."""
+
 OPERATIONS = {
     "torch": Entry("PyTorch", "torch", "torch_ops", "float32"),
     "reference": Entry(

@@ -12,6 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from contenders import costs
+from contenders.costs import Cost
 from contenders.op_cases import Case, Shapes, cases
 from contenders.task import Configuration
 
@@ -20,8 +22,8 @@ HEAD = 64
 """How wide heads are, as in every ViT of the papers but the largest."""
 DRAWN = 4_000_037
 """How many numbers are drawn; a larger array has them several times, out of step with its rows."""
-TOUCHED = {"adamw": 28, "adam": 28, "sgd": 20, "lamb": 28, "lion": 20, "ema": 12}
-"""Bytes an update must read and write for each weight."""
+FLAT = ("global", "clip", *costs.UPDATES)
+"""How operations begin that run over all weights at once."""
 ONLY_DY = ("dropout", "drop_path", "pool_first", "pool_mean")
 """Operations whose gradient reads nothing but that of the output."""
 UNSUITED = ("linear", "multi_head_attention")
@@ -39,23 +41,24 @@ def gpu_cases(c: Configuration) -> dict[str, Case]:
     return {case.name: case for case in (*own, *branches, *others)}
 
 
+def _case(op: str, given: Shapes, cost: Cost, label: str = "") -> Case:
+    return Case(op, given, cost.flop, label, HALF, cost.bytes)
+
+
 def _attentions(c: Configuration) -> list[Case]:
     shapes = [(c.batch_size, c.tokens, c.num_heads)]
     if c.tokens > 65:
         shapes.append((4 * c.batch_size, 65, 3))  # ViT-Ti on small images
     made = []
     for batch, tokens, heads in shapes:
-        numbers, dim = batch * tokens * heads * HEAD, heads * HEAD
-        stats = 4 * batch * heads * tokens
+        dim, label = heads * HEAD, f"N={tokens}"
+        sizes = batch, tokens, heads, HEAD
         given: Shapes = {"qkv": (batch, tokens, 3 * dim)}
-        flop = 4 * batch * heads * tokens**2 * HEAD
+        given_back = {**given, "dy": (batch, tokens, dim)}
         for by in ("own", "cudnn"):
-            label = f"N={tokens}"
             forward, backward = f"attention_{by}", f"attention_{by}_backward"
-            made.append(Case(forward, given, flop, label, HALF, 8 * numbers + stats))
-            given_back = {**given, "dy": (batch, tokens, dim)}
-            size = 2 * 8 * numbers + stats
-            made.append(Case(backward, given_back, 5 * flop // 2, label, HALF, size))
+            made.append(_case(forward, given, costs.attention(*sizes), label))
+            made.append(_case(backward, given_back, costs.attention_backward(*sizes), label))
     return made
 
 
@@ -64,20 +67,22 @@ def _products(c: Configuration) -> list[Case]:
     rows, made = c.batch_size * c.tokens, []
     widths = {"qkv": (c.dim, 3 * c.dim), "proj": (c.dim, c.dim)}
     widths |= {"fc1": (c.dim, c.mlp_dim), "fc2": (c.mlp_dim, c.dim)}
+    single = costs.SINGLE
     for label, (inputs, outputs) in widths.items():
-        flop, weight = 2 * rows * inputs * outputs, (outputs, inputs)
-        low = 2 * (rows * (inputs + outputs) + inputs * outputs)
-        x, dy = (rows, inputs), (rows, outputs)
+        x, dy, weight = (rows, inputs), (rows, outputs), (outputs, inputs)
+        sizes = rows, inputs, outputs
         given: Shapes = {"x": x, "weight": weight, "bias": (outputs,)}
-        if label in ("proj", "fc2"):
-            size = low + 6 * rows * outputs  # a residual comes in, and both are float32
+        if label in ("proj", "fc2"):  # a residual comes in, and both are float32
             given = {**given, "residual": dy}
-            made.append(Case("product_plus", given, flop, label, HALF, size))
+            cost = costs.product(*sizes, out=single, plus=True)
+            made.append(_case("product_plus", given, cost, label))
         else:
-            made.append(Case("product", given, flop, label, HALF, low))
-        made.append(Case("product_dx", {"dy": dy, "weight": weight}, flop, label, HALF, low))
-        size = low + 6 * inputs * outputs  # added to a gradient in float32
-        made.append(Case("product_dw", {"dy": dy, "x": x}, flop, label, HALF, size))
+            made.append(_case("product", given, costs.product(*sizes), label))
+        given_back: Shapes = {"dy": dy, "weight": weight}
+        made.append(_case("product_dx", given_back, costs.product(rows, outputs, inputs), label))
+        # Added to a gradient in float32.
+        cost = costs.product(outputs, rows, inputs, out=single, plus=True)
+        made.append(_case("product_dw", {"dy": dy, "x": x}, cost, label))
     return [*made, *_products_through_gelu(c)]
 
 
@@ -87,13 +92,13 @@ def _products_through_gelu(c: Configuration) -> list[Case]:
         return []
     rows = c.batch_size * c.tokens
     x, hidden = (rows, c.dim), (rows, c.mlp_dim)
-    flop = 2 * rows * c.dim * c.mlp_dim
-    size = 2 * (rows * (c.dim + 2 * c.mlp_dim) + c.dim * c.mlp_dim)
+    # What the GELU is of comes in, or goes out, beside the result.
+    cost = costs.product(rows, c.dim, c.mlp_dim, plus=True)
     forward: Shapes = {"x": x, "weight": (c.mlp_dim, c.dim), "bias": (c.mlp_dim,)}
     backward: Shapes = {"dy": x, "weight": (c.dim, c.mlp_dim), "h": hidden}
     return [
-        Case("product_gelu", forward, flop, "fc1", HALF, size),
-        Case("product_dx_gelu", backward, flop, "fc2", HALF, size),
+        _case("product_gelu", forward, cost, "fc1"),
+        _case("product_dx_gelu", backward, cost, "fc2"),
     ]
 
 
@@ -102,27 +107,29 @@ def _between(c: Configuration) -> list[Case]:
     x, hidden = (c.batch_size, c.tokens, c.dim), (c.batch_size, c.tokens, c.mlp_dim)
     packed, flat = (c.batch_size * c.tokens, 3 * c.dim), (_weights(c),)
     norm: Shapes = {"x": x, "norm_weight": (c.dim,), "norm_bias": (c.dim,)}
-    given: list[tuple[str, Shapes, int]] = [
-        ("norm_low", norm, 6 * math.prod(x)),
-        ("norm_low_again", norm, 6 * math.prod(x)),
-        ("norm_low_backward", {**norm, "dy": x, "residual": x}, 14 * math.prod(x)),
-        ("activate", {"h": hidden}, 6 * math.prod(hidden)),
-        ("through_activation", {"dy": hidden, "h": hidden}, 6 * math.prod(hidden)),
-        ("narrow_and_sum", {"dy": x}, 6 * math.prod(x)),
-        ("column_sums", {"dy": packed}, 2 * math.prod(packed)),
-        ("narrow", {"w": flat}, 6 * math.prod(flat)),
+    numbers, wide = math.prod(x), math.prod(hidden)
+    given: list[tuple[str, Shapes, Cost]] = [
+        ("norm_low", norm, costs.norm(numbers)),
+        ("norm_low_again", norm, costs.norm(numbers)),
+        ("norm_low_backward", {**norm, "dy": x, "residual": x}, costs.norm_backward(numbers)),
+        ("activate", {"h": hidden}, costs.activation(wide)),
+        ("through_activation", {"dy": hidden, "h": hidden}, costs.through_activation(wide)),
+        ("narrow_and_sum", {"dy": x}, costs.narrow(numbers)),
+        ("column_sums", {"dy": packed}, costs.sums(math.prod(packed))),
+        ("narrow", {"w": flat}, costs.narrow(math.prod(flat))),
     ]
-    return [Case(op, shapes, 0, "", HALF, size) for op, shapes, size in given]
+    return [_case(*each) for each in given]
 
 
 def _whole(case: Case, c: Configuration) -> Case:
     """Return the case of a block's weights for those of all blocks."""
     rule = case.op.partition("_")[0]
-    if rule not in (*TOUCHED, "global"):
+    if rule not in FLAT:
         return case
     size = _weights(c)
     shapes = dict.fromkeys(case.shapes, (size,))
-    return replace(case, shapes=shapes, bytes=TOUCHED.get(rule, 4) * size)
+    moved = {"global": costs.SINGLE * size, "clip": costs.CHANGED * size}
+    return replace(case, shapes=shapes, bytes=moved.get(rule) or costs.update(rule, size).bytes)
 
 
 def _counted(case: Case) -> Case:

@@ -181,13 +181,11 @@ def fastest_attention(where: str, shape: tuple[int, ...], train: bool) -> dict[s
     dict
         ``attention``, which one, and ``attention_ms`` of each, or why it cannot run.
     """
-    if where == "cpu":
-        return {"attention": "what PyTorch has for CPUs"}
     found: dict[str, float | str] = {}
     for name, kernel in KERNELS.items():
         try:
             with sdpa_kernel(kernel):
-                found[name] = 1e3 * attention_seconds(shape, train)
+                found[name] = 1e3 * attention_seconds(where, shape, train)
         except RuntimeError as error:
             found[name] = one_line(error)
     able = {name: ms for name, ms in found.items() if isinstance(ms, float)}
@@ -202,13 +200,14 @@ def fastest_attention(where: str, shape: tuple[int, ...], train: bool) -> dict[s
 
 
 def attention_seconds(
-    shape: tuple[int, ...], train: bool, rounds: int = 5, count: int = 5
+    where: str, shape: tuple[int, ...], train: bool, rounds: int = 5, count: int = 5
 ) -> float:
     """Return the seconds of one attention of a shape, and of its gradient."""
+    gpu = device.of_torch(where)
     batch, tokens, heads, width = shape
     packed = (batch, tokens, 3, heads, width)
-    qkv = torch.randn(packed, device="cuda", dtype=HALF, requires_grad=train)
-    dy = torch.randn((batch, heads, tokens, width), device="cuda", dtype=HALF)
+    qkv = torch.randn(packed, device=where, dtype=HALF, requires_grad=train)
+    dy = torch.randn((batch, heads, tokens, width), device=where, dtype=HALF)
 
     def once() -> None:
         y = scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
@@ -218,7 +217,7 @@ def attention_seconds(
     def turn() -> None:
         for _ in range(count):
             once()
-        torch.cuda.synchronize()
+        gpu.synchronize()
 
     turn()
     return statistics.median(timed(turn)[0] for _ in range(rounds)) / count

@@ -11,13 +11,15 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from contenders import device, task
+from contenders.dry import GeluProducts
 from contenders.serve import Skip, Work
 from contenders.vitkit_contender import checked_model
 from vitkit import ViT, ops
-from vitkit.backend import array_module, can_record, to_numpy, uploader
+from vitkit.backend import array_module, can_record, to_numpy
 from vitkit.backend.precision import to_bfloat16
 from vitkit.data import Batch
 from vitkit.errors import BackendError
+from vitkit.kernels.cuda import _products
 from vitkit.optim import AdamW
 from vitkit.train import train_step
 from vitkit.train.graph import GraphedForward, GraphedStep
@@ -42,11 +44,12 @@ def array_module_of(order: task.Order, mode: str) -> Any:
         if reason := cuda_on_cpu.why_not():
             raise Skip(reason)
         _dry.enter_context(cuda_on_cpu.emulated())  # until the process ends
+        _products.GELU[strict_device.xp.__name__] = GeluProducts()
     return strict_device.xp
 
 
 def made(mode: str, order: task.Order) -> tuple[ViT, device.Device, Batch]:
-    """Return model, device, and images and labels on it; on the host if graphs want them there."""
+    """Return model, device, and images and labels on it."""
     xp = array_module_of(order, mode)
     gpu = device.of_vitkit(xp)
     gpu.start()
@@ -55,20 +58,15 @@ def made(mode: str, order: task.Order) -> tuple[ViT, device.Device, Batch]:
         raise Skip(f"work on {xp.__name__} cannot be recorded")
     model = checked_model(order.sizes, precision, xp, seed=None)
     model.load_state_dict(load_file(order.weights))
-    images, labels = task.read_data(order)
-    recorded_step = mode.endswith(GRAPHED) and order.task == "train"
-    if not recorded_step or takes_arrays_of_the_device(xp):
-        images, labels = xp.asarray(images), xp.asarray(labels)
+    images, labels = (xp.asarray(each) for each in task.read_data(order))
     return model, gpu, Batch(images, labels, np.arange(len(labels)), 0)
 
 
 def prepare(mode: str, order: task.Order) -> Work:
     """Return a training step or an inference of vitkit."""
     model, gpu, batch = made(mode, order)
-    graphed, notes = mode.endswith(GRAPHED), {}
+    graphed = mode.endswith(GRAPHED)
     if order.task == "train":
-        if isinstance(batch.images, np.ndarray):
-            notes["remark"] = "images are brought from the host at each step"
         run = trainer(model, batch, graphed)
 
         def numbers(result: Any) -> list[float]:
@@ -86,20 +84,9 @@ def prepare(mode: str, order: task.Order) -> Work:
     return Work(
         lambda: gpu.waited(run),
         numbers,
-        notes=notes,
         repeat=lambda count: gpu.repeat(run, count),
         peak=lambda: gpu.taken,
     )
-
-
-def takes_arrays_of_the_device(xp: Any) -> bool:
-    """Return whether a graph's arrays can be written from arrays of the device."""
-    array = xp.zeros(4, "float32")
-    try:
-        uploader(array.copy(), xp=xp)(array)
-    except Exception:  # NumPy and CuPy have several for an array of the other kind
-        return False
-    return True
 
 
 def trainer(

@@ -13,6 +13,9 @@ Shapes = dict[str, tuple[int, ...]]
 RATE = 0.1
 """Of dropout."""
 MOMENTUM, EMA_DECAY = 0.9, 0.999
+LIMIT = 1.0
+"""Of a norm, which is just as large: clipping then does all it can, and numbers stay what they are,
+but for a millionth."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ def _flat(c: Configuration) -> list[Case]:
     rules = ("adamw", "adam", "sgd", "lamb", "lion")
     return [
         Case("global_norm", {"g": size}),
+        Case("clip_by_norm_inplace", {"g": size}),
         *(Case(f"{rule}_update_inplace", {"w": size, "g": size}) for rule in rules),
         Case("ema_update_inplace", {"average": size, "w": size}),
     ]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from contenders import task
-from contenders.op_cases import EMA_DECAY, MOMENTUM, RATE, Case, cases
+from contenders.op_cases import EMA_DECAY, LIMIT, MOMENTUM, RATE, Case, cases
 from contenders.serve import Skip, Work
 from contenders.sums import sums
 
@@ -160,7 +160,20 @@ def update(t: Any) -> Callable[[], Tensors]:
     return run
 
 
+def clip_by_norm(t: Any) -> Callable[[], Tensors]:
+    """Return what ``torch.nn.utils.clip_grad_norm_`` does once the norm is known."""
+    norm, parameter = torch.full((), LIMIT, device=t.g.device), torch.nn.Parameter(t.g)
+    parameter.grad = t.g
+
+    def run() -> Tensors:
+        torch.nn.utils.clip_grads_with_norm_([parameter], LIMIT, norm, foreach=True)
+        return (t.g,)
+
+    return run
+
+
 WHOLE = {
+    "clip_by_norm_inplace": clip_by_norm,
     "softmax_cross_entropy": cross_entropy,
     "ema_update_inplace": lambda t: lambda: (t.average.lerp_(t.w, 1 - EMA_DECAY),),
     **{f"{rule}_update_inplace": update for rule in OPTIMIZERS},

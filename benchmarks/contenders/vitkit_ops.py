@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from contenders import task
-from contenders.op_cases import EMA_DECAY, MOMENTUM, RATE, Case, cases
+from contenders.op_cases import EMA_DECAY, LIMIT, MOMENTUM, RATE, Case, cases
 from contenders.serve import Skip, Work
 from contenders.sums import sums
 from vitkit import kernels, ops
@@ -145,6 +145,16 @@ def global_norm(a: Any) -> Callable[[], Arrays]:
     return lambda: (ops.global_norm([a.g], xp=a.xp),)
 
 
+def clip_by_norm(a: Any) -> Callable[[], Arrays]:
+    norm = a.xp.asarray(np.float32(LIMIT))
+
+    def run() -> Arrays:
+        ops.clip_by_norm_inplace(a.g, norm, LIMIT, xp=a.xp)
+        return (a.g,)
+
+    return run
+
+
 def unpatchify(a: Any) -> Callable[[], Arrays]:
     sizes = (a.c.image_size,) * 2, (a.c.patch_size,) * 2
     return lambda: (ops.unpatchify(a.x, *sizes, xp=a.xp),)
@@ -225,6 +235,7 @@ MAKERS: dict[str, Callable[[Any], Callable[[], Arrays]]] = {
     "drop_path": noise,
     "drop_path_backward": noise,
     "global_norm": global_norm,
+    "clip_by_norm_inplace": clip_by_norm,
     "adamw_update_inplace": update,
     "adam_update_inplace": update,
     "sgd_update_inplace": update,

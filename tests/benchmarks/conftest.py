@@ -17,8 +17,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def gpu_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return the parts of the programs that can be tried by themselves."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = "gpu_race gpu_truth gpu_report gpu_machine gpu_all gpu_kernels process report".split()
-    names += ["contenders.task", "contenders.entries", "contenders.gpu_cases", "contenders.serve"]
+    names = "gpu_race gpu_truth gpu_report gpu_machine gpu_all gpu_kernels gpu_profile".split()
+    names += ["process", "report"]
+    parts = "task entries gpu_cases serve costs tape device".split()
+    names += [f"contenders.{name}" for name in parts]
     before = set(sys.modules)
     found = {name.rpartition(".")[2]: __import__(name, fromlist=["x"]) for name in names}
     yield SimpleNamespace(**found)

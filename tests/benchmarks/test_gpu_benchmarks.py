@@ -57,13 +57,27 @@ def check_race(found: dict[str, Any], shown: str) -> None:
     assert found["summary"][found["against"]]["times_as_fast"]["median"] == 1
 
 
+def check_profile(found: dict[str, Any], shown: str) -> None:
+    """Check that a step in parts is all of a step, and that what is to be won is shown."""
+    parts, summary = found["parts"], found["summary"]
+    assert summary["wrong"] == ""
+    remade = parts["attention: forward"]["flop"] // 2  # in backward
+    assert sum(part["flop"] for part in parts.values()) == found["flop"] + remade
+    for name in ("products: fc1 forward, through GELU", "products: fc2 dx, through GELU"):
+        assert parts[name]["calls"] == found["configuration"]["depth"]
+        assert summary["rows"][name]["floor_ms"] > 0
+    first = next(iter(summary["rows"]))
+    assert f"profile_tiny: To win: {first} " in shown
+    assert summary["step"]["graph_ms"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(TORCH == EMULATED == "skipped", reason="without PyTorch and C++ nobody can run")
 def test_everything(tmp_path: Path) -> None:
     end = run("gpu_all.py", "--out", str(tmp_path), "--budget", "250")
     assert end.returncode == 0, end.stderr + end.stdout
     files = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    assert set(files) == {"all", "train_tiny", "infer_tiny", "kernels"}
+    assert set(files) == {"all", "train_tiny", "infer_tiny", "profile_tiny", "kernels"}
     assert {"python", "vitkit", "numpy"} <= set(files["all"]["versions"])
     assert str(tmp_path) not in json.dumps(files)
     for name in ("train_tiny", "infer_tiny"):
@@ -73,6 +87,9 @@ def test_everything(tmp_path: Path) -> None:
         assert not found["cut"]
         if TORCH == "ran":
             check_race(found, end.stdout)
+    assert ("summary" in files["profile_tiny"]) == (EMULATED == "ran")
+    if EMULATED == "ran":
+        check_profile(files["profile_tiny"], end.stdout)
     kernels = files["kernels"]
     assert set(kernels["cases"]) == {
         "attention_own N=17 bfloat16", "product qkv bfloat16", "product fc1 bfloat16",

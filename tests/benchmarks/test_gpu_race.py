@@ -257,4 +257,45 @@ def test_what_an_operation_must_move_and_compute(gpu_modules: Any) -> None:
     assert attention.bytes == 2 * 4 * rows * 768 + 4 * 256 * 12 * 197
     assert "attention_cudnn_backward N=65 bfloat16" in cases
     assert cases["adamw_update_inplace"].bytes == 28 * 12 * (4 * 768**2 + 2 * 768 * 3072)
+    assert cases["clip_by_norm_inplace"].bytes == 8 * 12 * (4 * 768**2 + 2 * 768 * 3072)
     assert cases["dropout_backward"].bytes == 2 * 4 * rows * 768
+
+
+class Failing(Answering):
+    """A contender that is there no more when it is asked."""
+
+    def ready(self) -> None:
+        raise self.modules.process.Dropped("skipped", "no module named torch")
+
+    def ask(self, do: str, patience: float, **request: Any) -> dict[str, Any]:
+        raise self.modules.process.Dropped("failed", f"gone before it could {do}")
+
+
+def test_who_is_gone_is_dropped_wherever_it_is_asked(gpu_modules: Any, tmp_path: Path) -> None:
+    race = race_of(gpu_modules, Failing(gpu_modules, {}), (256,), tmp_path)
+    race.ready()
+    assert race.found["eager"]["status"] == "skipped"
+    assert race.found["eager"]["reason"] == "no module named torch"
+    race = race_of(gpu_modules, Answering(gpu_modules, {256: 0.1}), (256,), tmp_path)
+    race._search("eager", math.inf)
+    race.racers["eager"] = Failing(gpu_modules, {})
+    race._turn("eager", 1.0, SimpleNamespace(between=None))
+    assert race.found["eager"]["reason"] == "gone before it could time"
+    assert race.found["eager"]["turns"] == {}
+    assert not race.racers
+
+
+def test_whose_gradients_are_wrong_is_dropped(gpu_modules: Any, tmp_path: Path) -> None:
+    race = race_of(gpu_modules, Answering(gpu_modules, {}), (256,), tmp_path)
+
+    def ask(name: str, file: str, **request: Any) -> dict[str, Any]:
+        Path(file).touch()
+        return {"loss": 2.0}
+
+    race._ask = ask
+    truth = SimpleNamespace(check=lambda loss, file, precision: {"wrong": f"loss {loss} is wrong"})
+    race.enter("eager", [], truth)
+    assert race.found["eager"]["status"] == "wrong"
+    assert race.found["eager"]["reason"] == "loss 2.0 is wrong"
+    assert race.found["eager"]["check"] == {"wrong": "loss 2.0 is wrong"}
+    assert not race.racers
