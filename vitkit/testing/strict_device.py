@@ -41,7 +41,8 @@ UNKNOWN_TO_METHODS = frozenset("correction initial mean stable where".split())
 
 # The size of their result, or a decision on the way, is known only when the device is done.
 WAITING = frozenset(
-    "argwhere bincount choose compress extract flatnonzero histogram nonzero put unique".split()
+    """argwhere bincount choose compress extract flatnonzero histogram nanmax nanmin nonzero put
+    unique""".split()
 )
 
 # They would hand host arrays to a callback.
@@ -49,7 +50,8 @@ NOT_IMITATED = frozenset(
     "apply_along_axis apply_over_axes fromfunction piecewise vectorize".split()
 )
 
-PRODUCTS = frozenset("dot einsum inner matmul outer tensordot vdot".split())  # by cuBLAS
+# By cuBLAS.
+PRODUCTS = frozenset("corrcoef cov dot einsum inner matmul outer tensordot vdot".split())
 
 TO_ARRAY = frozenset("allclose array_equal array_equiv".split())  # Python bools in NumPy
 
@@ -116,10 +118,6 @@ class DeviceArray:
         _sync("int")
         return int(self._a)
 
-    def __index__(self) -> int:
-        _sync("index")
-        return self._a.__index__()
-
     def __bool__(self) -> bool:
         _sync("bool")
         return bool(self._a)
@@ -137,6 +135,7 @@ class DeviceArray:
     def __getitem__(self, index: Any) -> DeviceArray:
         if _has_mask(index):
             _sync("boolean mask")
+        _refuse_lists(index)
         place = _as_view(_host(index))
         found = np.asarray(self._a[place])
         recording.note_result(lambda a: a[place], (self._a,), {}, found)
@@ -145,6 +144,9 @@ class DeviceArray:
     def __setitem__(self, index: Any, value: Any) -> None:
         if _has_mask(index) and np.ndim(_host(value)) > 0:
             _sync("boolean mask")
+        _refuse_lists(index)
+        if isinstance(value, (list, tuple)):
+            raise ValueError("CuPy fills with a number only: bring a list over, with xp.asarray.")
         place, source, target = _host(index), _host(value), self._a
         target[place] = source
         recording.note(lambda: target.__setitem__(place, source))
@@ -174,6 +176,12 @@ class DeviceArray:
 def _has_mask(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     return any(isinstance(part, DeviceArray) and part._a.dtype == bool for part in parts)
+
+
+def _refuse_lists(index: Any) -> None:
+    """Refuse an index that CuPy brings to the device first, where work is recorded as a graph."""
+    if any(isinstance(part, list) for part in (index if isinstance(index, tuple) else (index,))):
+        recording.refuse("bringing an index to the device")
 
 
 def _as_view(index: Any) -> Any:
@@ -220,8 +228,10 @@ def _function(
                 raise TypeError(f"cupy.{name} has no argument {keyword!r}.")
         if is_ufunc and any(isinstance(arg, (list, tuple)) for arg in args):
             raise TypeError(f"cupy.{name} takes arrays and numbers, not lists.")
-        if name in WAITING or (name == "where" and len(args) == 1):
+        if name in WAITING or _looks(name, args, kwargs):
             _sync(name)
+        if name == "take":
+            _refuse_lists(args[1:])
         if name in PRODUCTS:
             recording.refuse(f"cuBLAS, as cupy.{name} calls it,")
         given = [_host(arg) for arg in args]
@@ -235,6 +245,13 @@ def _function(
     call.__name__ = call.__qualname__ = name
     call.__doc__ = f"``cupy.{name}``, computed by NumPy."
     return call
+
+
+def _looks(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a function waits for the device when it is called like this."""
+    if name == "where":
+        return len(args) == 1
+    return name == "average" and (len(args) > 2 or kwargs.get("weights") is not None)
 
 
 def _operator(name: str) -> Callable[..., Any]:

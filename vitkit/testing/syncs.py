@@ -14,7 +14,7 @@ _counters: list[list[str]] = []
 def count_syncs() -> Iterator[list[str]]:
     """Yield a list that grows by one word for each wait for the device inside the block.
 
-    The words are ``item``, ``float``, ``int``, ``index``, ``bool``, ``tolist``, ``repr``,
+    The words are ``item``, ``float``, ``int``, ``bool``, ``tolist``, ``repr``,
     ``copy to host`` (``get``, ``asnumpy``, ``to_numpy``), ``boolean mask``, ``synchronize``, and
     the names of functions whose result has a size only the device knows, such as ``nonzero``.
     """
