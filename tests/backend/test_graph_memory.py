@@ -165,6 +165,32 @@ def test_what_an_array_holds_longer_goes_back_later(cupy: Any, later: str) -> No
     del kept
 
 
+def test_a_graph_may_end_while_the_pool_of_another_is_emptied(cupy: Any) -> None:
+    class Ending(Pool):
+        """One in whose lock the garbage collector runs, as it does where memory is asked for."""
+
+        inside = False
+
+        def free_all_blocks(self) -> None:
+            assert not self.inside  # it would wait for itself
+            self.inside = True
+            if others:
+                graph._leave(others.pop())
+            super().free_all_blocks()
+            self.inside = False
+
+    others = [Ending(cupy.cuda.MemoryPointer), Ending(cupy.cuda.MemoryPointer)]
+    kept = Pool(lambda size: cupy.cuda.MemoryPointer(Memory(size), 0))
+    part = kept.malloc(100)
+    graph._LEFT.append(kept)
+    graph._leave(others.pop())
+    assert others == []
+    assert list(graph._LEFT) == [kept]  # one that is in use is not lost
+    del part
+    graph.empty_pools()
+    assert (graph._LEFT, Device.taken) == ([], 0)
+
+
 def test_only_too_little_memory_is_called_so(cupy: Any) -> None:
     for status, kind in ((2, MemoryError), (901, OutOfMemory)):
         Device.status = status

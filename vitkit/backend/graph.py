@@ -87,9 +87,13 @@ def _leave(pool: Any) -> None:
 
 def empty_pools() -> None:
     """Give back to the device what graphs that are gone have left, as far as nothing holds it."""
-    for pool in _LEFT:
+    waiting = []
+    while _LEFT:  # the garbage collector may end a graph meanwhile, and this be called anew
+        pool = _LEFT.pop()
         pool.free_all_blocks()
-    _LEFT[:] = [pool for pool in _LEFT if pool.total_bytes()]
+        if pool.total_bytes():
+            waiting.append(pool)
+    _LEFT.extend(waiting)
 
 
 def record_on_gpu(function: Callable[[], T]) -> tuple[CudaGraph, T]:
