@@ -151,7 +151,7 @@ def test_precision_reaches_the_model(known: Registries, data: Splits) -> None:
     for wanted in ("float32", "bfloat16"):
         model = build(config_of(f"train.precision={wanted}"), known, data).model
         served = served_precision(wanted, model.xp, "float32")
-        assert {module.precision for _, module in model.modules()} == {served}
+        assert {module.precision for _, module in model.blocks[0].modules()} == {served}
 
 
 def test_what_preflight_refuses_build_refuses(known: Registries, data: Splits) -> None:

@@ -156,6 +156,12 @@ class ViT(Module):
         )
         return Checkpoint(block) if c.gradient_checkpointing else block
 
+    def _set_precision(self, precision: str) -> None:
+        super()._set_precision(precision)
+        for part in (self.pre_logits, self.head):
+            if part is not None:
+                part._set_precision("float32")
+
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the logits (B, K) of images ``x`` (B, C, H, W)."""
         x = self._encode(x, ctx)

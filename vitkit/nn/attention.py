@@ -56,14 +56,17 @@ class Attention(Module):
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the mixed tokens (B, N, D)."""
         qkv = self.qkv.forward(x, ctx)
-        y, *stats = ops.multi_head_attention(qkv, self.num_heads, xp=self.xp)
+        y, *stats = ops.multi_head_attention(qkv, self.num_heads, self.precision, xp=self.xp)
         ctx.push(self, qkv, y, *stats)
         return self.proj_drop.forward(self.proj.forward(y, ctx), ctx)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """Return ``dx``."""
         dy = self.proj.backward(self.proj_drop.backward(dy, ctx), ctx)
-        dqkv = ops.multi_head_attention_backward(dy, *ctx.pop(self), xp=self.xp)
+        qkv, y, largest, log_total = ctx.pop(self)
+        dqkv = ops.multi_head_attention_backward(
+            dy, qkv, y, largest, log_total, self.precision, xp=self.xp
+        )
         return self.qkv.backward(dqkv, ctx)
 
     def fuses(self, ctx: Context) -> bool:

@@ -13,6 +13,8 @@ from vitkit.ops import linear, linear_backward
 class Linear(Module):
     """Map the last axis of ``x`` (..., D_in) to (..., D_out), ``y = x W^T + b``.
 
+    Inside a model it multiplies in the model's ``precision``; used alone, in float32.
+
     Parameters
     ----------
     dim_in, dim_out : int
@@ -41,12 +43,15 @@ class Linear(Module):
         """Return ``y`` and keep ``x``."""
         self.expect_width(x, self.weight.shape[1])
         ctx.push(self, x)
-        return linear(x, self.weight.value, self.bias.value, xp=self.xp)
+        weight, bias = self.weight.value, self.bias.value
+        return linear(x, weight, bias, precision=self.precision, xp=self.xp)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """Return ``dx``."""
         (x,) = ctx.pop(self)
-        dx, dweight, dbias = linear_backward(dy, x, self.weight.value, xp=self.xp)
+        dx, dweight, dbias = linear_backward(
+            dy, x, self.weight.value, precision=self.precision, xp=self.xp
+        )
         self.weight.add_grad(dweight)
         self.bias.add_grad(dbias)
         return dx

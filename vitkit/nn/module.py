@@ -140,9 +140,9 @@ class Module:
         dtype : str or numpy.dtype, default "float32"
             ``"float32"`` or ``"float64"``.
         precision : str, optional
-            ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``: what the products of
-            the patch embedding and of encoder blocks are made of. Where that would be no faster a
-            line says so and it stays float32. By default as it was.
+            ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``: what products are made
+            of, but those of a model's head. Where that would be no faster a line says so and it
+            stays float32. By default as it was.
 
         Returns
         -------
@@ -159,14 +159,23 @@ class Module:
         precision = kernels.served_precision(precision or self.precision, xp, dtype)
         for name, module in self.modules():
             module.name, module._xp, module.groups = name, xp, ()
-            module.precision = precision
             module._snapshot = None
+        self._set_precision(precision)
         self.groups = self._allocated(xp, dtype)
         self._snapshot = Snapshot(self) if self.groups else None
         if seed is not None:
             for _, parameter in self.named_parameters():
                 parameter.value[...] = xp.asarray(draw(parameter, seed), dtype=dtype)
         return self
+
+    def _set_precision(self, precision: str) -> None:
+        """Have products of this tree be made of ``precision``.
+
+        A module with parts that stay in float32 extends this; it reaches what replaces them too.
+        """
+        self.precision = precision
+        for _, child in self.children():
+            child._set_precision(precision)
 
     def _allocated(self, xp: ArrayModule, dtype: Any) -> tuple[FlatGroup, ...]:
         try:

@@ -16,6 +16,9 @@ the two are one number, which loses digits where scores are large):
 
 Queries, keys and values come packed as one linear layer leaves them: along the last axis first
 which of the three, then the head, then the channel. That is timm's order.
+
+In a ``precision`` other than float32 both operands of every product are rounded to it. A kernel
+may round less.
 """
 
 from __future__ import annotations

@@ -274,8 +274,8 @@ def attend_backward(
 def multi_head_attention_cpu(
     qkv: Array, num_heads: int, precision: str = "float32", *, xp: ArrayModule
 ) -> Any:
-    """Replace :func:`vitkit.ops.multi_head_attention` for float32."""
-    if not served(qkv) or precision != "float32":
+    """Replace :func:`vitkit.ops.multi_head_attention` for float32 arrays, rounding nothing."""
+    if not served(qkv):
         return NotImplemented
     return attend(plain(qkv), num_heads)
 
@@ -291,7 +291,7 @@ def multi_head_attention_backward_cpu(
     *,
     xp: ArrayModule,
 ) -> Any:
-    """Replace :func:`vitkit.ops.multi_head_attention_backward` for float32."""
-    if not served(dy, qkv, y, largest, log_total) or precision != "float32":
+    """Replace :func:`vitkit.ops.multi_head_attention_backward` for float32 arrays."""
+    if not served(dy, qkv, y, largest, log_total):
         return NotImplemented
     return attend_backward(*map(plain, (dy, qkv, y, largest, log_total)))
