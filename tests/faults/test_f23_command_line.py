@@ -94,7 +94,7 @@ def start(surroundings: Callable[..., dict[str, str]], place: Path) -> Start:
             encoding="utf-8",
             env={k: v for k, v in surroundings(**variables).items() if v != "(unset)"},
             errors="surrogateescape",
-            timeout=120,
+            timeout=280,  # where its kernels are not compiled yet
         )
         assert "Traceback" not in end.stdout + end.stderr, end.stderr
         assert "Exception ignored" not in end.stderr, end.stderr

@@ -157,6 +157,14 @@ def scale(x: np.ndarray, factor: float, y: np.ndarray) -> None:
 
 
 @serial
+def scale_inplace(x: np.ndarray, factor: float) -> None:
+    """Multiply x by a number."""
+    widest_vectors()
+    for k in range(x.size):
+        x[k] *= factor
+
+
+@serial
 def copy(x: np.ndarray, y: np.ndarray) -> None:
     """Write x."""
     for k in range(y.size):

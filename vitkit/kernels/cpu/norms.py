@@ -16,6 +16,7 @@ from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cpu._arrays import column, served
 from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
 from vitkit.kernels.cpu._math import F
+from vitkit.kernels.cpu._rows import scale_inplace
 from vitkit.ops.norms import clip_by_norm_inplace, clip_factor, global_norm
 
 CHUNK = 1 << 16
@@ -52,17 +53,10 @@ def global_norm_cpu(arrays: Iterable[Array], *, xp: ArrayModule) -> Any:
         return np.asarray(np.sqrt(F(total)))
 
 
-@serial
-def _scale_piece(x: np.ndarray, factor: float) -> None:
-    widest_vectors()
-    for k in range(x.size):
-        x[k] *= factor
-
-
 @parallel
 def _scale(x: np.ndarray, factor: float) -> None:
     for c in prange(-(-x.size // CHUNK)):
-        _scale_piece(x[c * CHUNK : min((c + 1) * CHUNK, x.size)], factor)
+        scale_inplace(x[c * CHUNK : min((c + 1) * CHUNK, x.size)], factor)
 
 
 @clip_by_norm_inplace.kernel("numpy")

@@ -12,6 +12,7 @@ from vitkit.kernels.cpu._arrays import rows, served
 from vitkit.kernels.cpu._compile import parallel, serial, widest_vectors
 from vitkit.kernels.cpu._math import ONE, ZERO, F, exp, larger
 from vitkit.kernels.cpu._memory import empty
+from vitkit.kernels.cpu._rows import scale_inplace
 from vitkit.kernels.cpu._threads import threads
 from vitkit.ops.softmax import softmax, softmax_backward
 
@@ -34,13 +35,6 @@ def _exponentials(x: np.ndarray, y: np.ndarray) -> Any:
 
 
 @serial
-def _scale(y: np.ndarray, factor: float) -> None:
-    widest_vectors()
-    for k in range(y.size):
-        y[k] *= factor
-
-
-@serial
 def _gradient(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
     widest_vectors()
     along = ZERO
@@ -54,7 +48,7 @@ def _gradient(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
 def _forward(x: np.ndarray, y: np.ndarray, parts: int) -> None:
     for t in prange(parts):
         for r in range(len(x) * t // parts, len(x) * (t + 1) // parts):
-            _scale(y[r], ONE / _exponentials(x[r], y[r]))
+            scale_inplace(y[r], ONE / _exponentials(x[r], y[r]))
 
 
 @parallel
