@@ -19,7 +19,8 @@ def served(*arrays: Array) -> bool:
 
 def plain(array: Array, xp: ArrayModule) -> Array:
     """Return the array without gaps: itself, or a copy."""
-    return xp.ascontiguousarray(array)
+    # A single number is without; asked for it, CuPy and NumPy return an array of shape (1,).
+    return array if array.flags.c_contiguous else xp.ascontiguousarray(array)
 
 
 def aligned(array: Array, xp: ArrayModule) -> Array:
