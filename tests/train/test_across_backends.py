@@ -205,8 +205,17 @@ def test_a_resumed_run_goes_on_there_from_the_same_place(
     ends = [run.arrays for run in (resumed, whole)]
     for stem, key in (("optim", "step"), ("ema", "updates"), ("loss_scale", "skipped")):
         assert ends[0][stem][key] == ends[1][stem][key]
-    for key, array in ends[1]["model"].items():
-        np.testing.assert_allclose(ends[0]["model"][key], array, atol=0.05)
+    for key in ends[1]["model"]:
+        found, right = (meant(key, run["model"][key]) for run in ends)
+        np.testing.assert_allclose(found, right, atol=0.05, err_msg=key)
+
+
+def meant(key: str, array: np.ndarray) -> np.ndarray:
+    """Return what of a weight two libraries agree on: the gradient of keys' biases is 0, rounded.
+
+    Adam makes whole steps of it, to either side.
+    """
+    return array.reshape(3, -1)[[0, 2]] if key.endswith("qkv.bias") else array
 
 
 @pytest.mark.parametrize("way", WAYS)
