@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import vitkit.checkpoint.files as files
-from vitkit import ops
+from vitkit import kernels, ops
 from vitkit.backend import cuda_status, modules
 from vitkit.backend.cuda import CudaStatus
 from vitkit.config.run import RunConfig
@@ -116,3 +116,24 @@ def test_a_run_is_resumed_on_the_other_backend(
     for key, array in ends[1]["model"].items():  # the same images and masks, another library
         np.testing.assert_allclose(ends[0]["model"][key], array, atol=0.03, err_msg=key)
     assert ends[0]["optim"]["step"] == ends[1]["optim"]["step"]
+
+
+def test_a_loss_scale_is_kept_where_nothing_is_scaled(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run in float16 goes on where that is not served, and then where it was."""
+    settings = ["train.precision=float16", "seed=3"]
+    run(configure("backend=cupy", *settings), tmp_path, Quiet(stop_at=5))
+    before = arrays_of(tmp_path)["loss_scale"]
+    with monkeypatch.context() as context:
+        context.setattr(kernels, "served_precision", lambda wanted, xp, dtype: "float32")
+        run(configure("backend=numpy", *settings), tmp_path, Quiet(stop_at=7), resume=True)
+    between = find_checkpoint(tmp_path, "last")
+    assert TrainState.from_dict(files.load(between).documents["trainer"]["state"]).step == 7
+    kept = arrays_of(tmp_path)["loss_scale"]
+    assert {key: array.tobytes() for key, array in kept.items()} == {
+        key: array.tobytes() for key, array in before.items()
+    }
+    run(configure("backend=cupy", *settings), tmp_path, Quiet(), resume=True)
+    after = arrays_of(tmp_path)["loss_scale"]
+    assert int(after["good_steps"]) == int(before["good_steps"]) + 1  # the eighth step's

@@ -57,7 +57,7 @@ from vitkit.train.callbacks import (
 )
 from vitkit.train.callbacks.profiling import as_lines
 from vitkit.train.environment import describe, differences, numerics
-from vitkit.train.loss_scale import loss_scale_for
+from vitkit.train.loss_scale import LossScale, loss_scale_for
 from vitkit.train.needed import needed
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.restore import documents
@@ -235,8 +235,11 @@ class Run:
             self.parts.optimizer.load_state_dict(arrays["optim"])
             if self.ema is not None:
                 self.ema.load_state_dict(arrays["ema"])
-            if self.loss_scale is not None and "loss_scale" in arrays:  # else it was not float16
-                self.loss_scale.load_state_dict(arrays["loss_scale"])
+            if "loss_scale" in arrays and self.config.train.precision == "float16":
+                # Where that is not served it is only kept, for when the run is back where it is.
+                scale = self.loss_scale or LossScale(self.parts.model.xp)
+                scale.load_state_dict(arrays["loss_scale"])
+                self.checkpointing.loss_scale = scale
             for callback in self.callbacks:
                 if callback.name in trainer["callbacks"]:
                     callback.load_state_dict(trainer["callbacks"][callback.name])
