@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import extending
 
 from vitkit.kernels.cpu._alone import Alone
+from vitkit.kernels.cpu._cache import KernelFiles
 from vitkit.kernels.cpu._compilations import listen
 from vitkit.kernels.cpu._processor import LANES, bfloat16_unit
 
@@ -42,9 +43,9 @@ def _stamped(kernel: Any) -> Any:
 
     Numba looks at the kernel's own file alone, and would go on using what other files had in it.
     """
-    file = getattr(kernel._cache, "_cache_file", None)
-    if file is not None:
-        file._source_stamp = _stamp()
+    files = getattr(kernel._cache, "_cache_file", None)
+    if files is not None:
+        kernel._cache._cache_file = KernelFiles(files, _stamp())
     return kernel
 
 
