@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,19 +30,26 @@ class Terminated(SystemExit):
 def leave(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt or :class:`Terminated`: the handler where nothing is to be saved.
 
-    Python drops what is raised while an object is finalized, and in what C code calls. An object
-    of LLVM's that is left half made complains when it is finalized. The signal then comes again.
+    An object that is being finalized is left to that, and LLVM's are not left half made, which
+    complain when they are finalized: the signal is sent again a moment later.
     """
     if _not_now(frame):
-        again = threading.Timer(0.001, signal.raise_signal, [number])
-        again.daemon = True
-        again.start()
+        _send_again(number)
         return
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
+def _send_again(number: int) -> None:
+    def send() -> None:
+        time.sleep(0.001)
+        signal.raise_signal(number)
+
+    # No Timer: it takes a lock, and whoever is interrupted may have that.
+    _thread.start_new_thread(send, ())
+
+
 def _not_now(frame: FrameType | None) -> bool:
-    """Whether what is raised in a frame is dropped on its way out, or does harm there."""
+    """Whether what is raised in a frame does harm there."""
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__del__" or code.co_filename in _CALLED_BY_COLLECTOR:
@@ -66,15 +76,31 @@ def leaving() -> Iterator[None]:
     """Have a signal end a block by :func:`leave`.
 
     One that is ignored stays ignored, as does one that somebody else handles; signals are left
-    alone outside the main thread.
+    alone outside the main thread. Where Python drops what is raised, as it does in callbacks of
+    weak references and in generators that are closed, the signal is sent again.
     """
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOPPED:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, leave)
+    others = sys.unraisablehook
+
+    def dropped(what: Any) -> None:
+        number = DROPPED.get(type(what.exc_value))
+        if number in before:
+            _send_again(number)
+        else:
+            others(what)
+
     try:
+        sys.unraisablehook = dropped
         yield
     finally:
+        sys.unraisablehook = others
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+DROPPED = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
+"""Which signal came where such an exception is dropped."""

@@ -191,6 +191,60 @@ def test_a_graph_may_end_while_the_pool_of_another_is_emptied(cupy: Any) -> None
     assert (graph._LEFT, Device.taken) == ([], 0)
 
 
+def test_emptying_may_begin_anew_at_any_line(cupy: Any) -> None:
+    """As where the garbage collector ends a graph; newer Pythons run it between any two lines."""
+
+    def lines(at: int) -> int:
+        """Empty pools, of which one is in use, and again at a line; return how many there were."""
+        kept, *others = (
+            Pool(lambda size: cupy.cuda.MemoryPointer(Memory(size), 0)) for _ in range(3)
+        )
+        part = kept.malloc(100)
+        graph._LEFT[:] = [kept, *others]
+        count = 0
+
+        def watch(frame: Any, event: str, argument: object) -> Any:
+            nonlocal count
+            if frame.f_code is not graph.empty_pools.__code__:
+                return None
+            count += event == "line"
+            if event == "line" and count == at:
+                sys.settrace(None)
+                graph.empty_pools()
+            return watch
+
+        before = sys.gettrace()
+        sys.settrace(watch)
+        try:
+            graph.empty_pools()
+        finally:
+            sys.settrace(before)
+        assert list(graph._LEFT) == [kept], at
+        del part
+        graph.empty_pools()
+        assert (graph._LEFT, Device.taken) == ([], 0), at
+        return count
+
+    assert [lines(at) for at in range(1, lines(0) + 1)]
+
+
+def test_an_interrupt_loses_no_pool(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Pool(lambda size: cupy.cuda.MemoryPointer(Memory(size), 0))
+    part = kept.malloc(100)
+    graph._LEFT.append(kept)
+    with monkeypatch.context() as pressed:
+        pressed.setattr(Pool, "free_all_blocks", lambda self: _raise(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            graph.empty_pools()
+    del part
+    graph.empty_pools()
+    assert (graph._LEFT, Device.taken) == ([], 0)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 def test_only_too_little_memory_is_called_so(cupy: Any) -> None:
     for status, kind in ((2, MemoryError), (901, OutOfMemory)):
         Device.status = status

@@ -186,6 +186,18 @@ def test_another_cuda_error_is_quoted(install: Callable[[ModuleType], None]) -> 
     assert "cudaErrorUnknown" in cuda_status().detail
 
 
+def test_a_folder_of_kernels_that_refuses_them(install: Callable[[ModuleType], None]) -> None:
+    """One that is there but cannot be written is noticed at the first kernel."""
+
+    def refuse(*args: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "/home/other/.cupy/kernel_cache/tmp")
+
+    install(fake_cupy(FakeRuntime(1), refuse))
+    status = cuda_status()
+    assert (status.cause, status.cure.startswith("set CUPY_CACHE_DIR")) == ("cupy broken", True)
+    assert "kernel_cache" in status.detail
+
+
 def test_a_wrong_product_is_not_trusted(install: Callable[[ModuleType], None]) -> None:
     install(fake_cupy(FakeRuntime(1), lambda shape, dtype: np.full(shape, 2, dtype)))
     assert cuda_status().cause == "libraries missing"
@@ -196,10 +208,11 @@ def test_a_wrong_product_is_not_trusted(install: Callable[[ModuleType], None]) -
     ("error", "said"),
     [
         (ImportError("cupy was built for another NumPy"), ".*another NumPy.* Cure: pip"),
+        (OSError("libnvrtc.so.12: cannot open shared object file"), ".*nvrtc.* Cure: pip"),
         # its folder of compiled kernels, in the home of somebody else or on a full disk
         (PermissionError(13, "Permission denied", "/root/.cupy"), ".*cupy.* Cure: set CUPY_CACHE"),
     ],
-    ids=["ImportError", "PermissionError"],
+    ids=["ImportError", "no library", "PermissionError"],
 )
 def test_a_broken_installation_is_named(
     error: Exception,

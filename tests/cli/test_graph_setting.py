@@ -22,19 +22,20 @@ def test_validation_results_and_later_evaluations_follow_the_run(
     graph: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted: list[bool | None] = []
-    records = recorded.records
+    wants_graphs = recorded.wants_graphs
 
     def noted(xp: object, graph: bool | None) -> bool:
         wanted.append(graph)
-        return records(xp, graph)
+        return wants_graphs(xp, graph)
 
     for name in ("evaluate", "trainer", "callbacks.evaluation"):
-        monkeypatch.setattr(import_module(f"vitkit.train.{name}"), "records", noted)
+        monkeypatch.setattr(import_module(f"vitkit.train.{name}"), "wants_graphs", noted)
     monkeypatch.setattr(plots, "available", lambda: False)
     monkeypatch.chdir(tmp_path)
     setting = {"false": False, "none": None}[graph]
     invoke(*small, "--epochs", "1", "--set", f"train.graph={graph}")
-    assert wanted == [setting] * 5  # the trainer, its steps, a validation, results of two parts
+    # The trainer, its steps, validations before the run and in it, results of two parts.
+    assert wanted == [setting] * 6
     wanted.clear()
     (run,) = Path("runs").iterdir()
     invoke("evaluate", run, "--backend", "numpy")

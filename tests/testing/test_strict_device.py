@@ -145,6 +145,7 @@ UNRECORDABLE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a list as an index to write to": (lambda x: x.__setitem__([0, 1], 0), "bringing an index"),
     "a list among indices": (lambda x: x[:, [0, 1]], "bringing an index"),
     "take by a list": (lambda x: xp.take(x, [0, 1]), "bringing an index"),
+    "take by a list, named": (lambda x: xp.take(x, indices=[0, 1]), "bringing an index"),
     "method take by a list": (lambda x: x.take([0, 1]), "bringing an index"),
     "a list": (lambda x: xp.asarray([1.0]), "bringing an array"),
     "a product": (lambda x: x @ x.T, "cuBLAS"),

@@ -18,10 +18,11 @@ from vitkit.data import Batch
 from vitkit.errors import BackendError
 from vitkit.ops import softmax_cross_entropy
 from vitkit.testing import cuda_on_cpu, strict_device
-from vitkit.train import recorded
-from vitkit.train.graph import WARM_UP, GraphedForward, GraphedStep
+from vitkit.train import recorded, train_step
+from vitkit.train.graph import GraphedForward, GraphedStep
 from vitkit.train.loss_scale import loss_scale_for
 from vitkit.train.preprocess import Preprocess
+from vitkit.train.recorded import WARM_UP
 from vitkit.train.step import StepLog
 
 PREPROCESS = Preprocess(255.0, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -63,16 +64,16 @@ def run(graphed: bool, optimizer: optim.Optimizer, given: list[Any], **model: An
     vit = made(**model)
     optimizer.attach(vit)
     scale = loss_scale_for(vit)
-    step = GraphedStep(
-        vit, optimizer, softmax_cross_entropy, PREPROCESS, max_grad_norm=1.0, loss_scale=scale
-    )
+    others: dict[str, Any] = {"max_grad_norm": 1.0, "loss_scale": scale}
+    if graphed:
+        step: Any = GraphedStep(vit, optimizer, softmax_cross_entropy, PREPROCESS, **others)
+    else:
+        parts = vit, optimizer
+        others |= {"loss": softmax_cross_entropy, "preprocess": PREPROCESS}
+        step = functools.partial(train_step, *parts, **others)
     logs: list[StepLog] = []
     for number, group in enumerate(given):
-        lr = 1e-3 * (1 + number)
-        if graphed:
-            logs.append(step(group, lr=lr, seed=3, step=number))
-        else:
-            logs.append(step.run(group, lr=lr, seed=3, step=number))
+        logs.append(step(batches=group, lr=1e-3 * (1 + number), seed=3, step=number))
     return vit.state_dict(), optimizer.state_dict(), logs, vit
 
 

@@ -20,7 +20,7 @@ from vitkit.ops import softmax_cross_entropy
 from vitkit.testing import cuda_on_cpu, strict_device
 from vitkit.train import Metrics, evaluate, predict, recorded
 from vitkit.train.callbacks import Average, Callback, Validation
-from vitkit.train.graph import WARM_UP, GraphedForward
+from vitkit.train.graph import GraphedForward
 from vitkit.train.preprocess import Preprocess
 from vitkit.train.state import TrainState
 
@@ -110,7 +110,7 @@ def test_few_batches_are_not_worth_a_graph(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, recordings = made(depth=1), Recordings(monkeypatch)
-    enough = WARM_UP + 1 + recorded.REPAID
+    enough = recorded.WARM_UP + 1 + recorded.REPAID
     judged(model, pictures(enough * SIZE - 1, rng))
     assert recordings.tried == 0
     judged(model, pictures(enough * SIZE, rng))
@@ -149,6 +149,11 @@ def test_a_graph_that_cannot_be_is_refused(data: ArrayDataset) -> None:
         judged(model, data, graph=True)
     with pytest.raises(BackendError, match="graph=True needs a GPU"):
         predict(model, images, Preprocess.of(data), graph=True)
+    with pytest.raises(BackendError, match="graph=True needs a GPU"):
+        GraphedForward(model)
+    given = Loader(data, SIZE), softmax_cross_entropy, Preprocess.of(data)
+    with pytest.raises(BackendError, match="graph=True needs a GPU"):
+        Validation(model, *given, graph=True).on_start(TrainState())  # and not after an epoch
     with pytest.raises(ValueError, match="a GraphedForward of the model that is evaluated"):
         judged(model, data, graph=GraphedForward(made()))
 
@@ -194,7 +199,7 @@ def test_a_graph_reads_the_weights_of_the_moment(
     xp, model, recordings = strict_device.xp, made(precision), Recordings(monkeypatch)
     ema, forward = optim.EMA(model), GraphedForward(model)
     images = xp.asarray(rng.standard_normal((SIZE, 3, 8, 8), np.float32))
-    for _ in range(WARM_UP + 1):
+    for _ in range(recorded.WARM_UP + 1):
         first = forward(images)
     model.load_state_dict(made(seed=7).state_dict())
     np.testing.assert_array_equal(forward(images).get(), model(images).get())
@@ -227,10 +232,10 @@ def test_a_model_that_is_placed_anew_is_recorded_anew(
     xp, model, recordings = strict_device.xp, made(), Recordings(monkeypatch)
     forward = GraphedForward(model)
     images = xp.asarray(rng.standard_normal((SIZE, 3, 8, 8), np.float32))
-    for _ in range(WARM_UP + 2):
+    for _ in range(recorded.WARM_UP + 2):
         before = forward(images)
     moved(model)
-    for _ in range(WARM_UP + 2):
+    for _ in range(recorded.WARM_UP + 2):
         logits = forward(images)
         np.testing.assert_array_equal(logits.get(), model(images).get())
     assert not np.array_equal(before.get(), logits.get())

@@ -7,6 +7,7 @@ both and copies the result back.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import importlib.util
@@ -56,7 +57,7 @@ def cuda_status() -> CudaStatus:
     try:
         import cupy
     except Exception as error:
-        cure = CACHE if isinstance(error, OSError) else INSTALL
+        cure = CACHE if _is_of_the_cache(error) else INSTALL
         return CudaStatus(False, "cupy broken", f"CuPy does not import ({first_line(error)})", cure)
     return _device_status(cupy) or _smoke_test(cupy)
 
@@ -108,6 +109,9 @@ def _smoke_test(cupy: Any) -> CudaStatus:
         if total != 8.0:
             raise ArithmeticError(f"2x2 ones @ 2x2 ones sums to {total}, not 8")
     except Exception as error:
+        if _is_of_the_cache(error):
+            detail = f"CuPy cannot keep what it compiles ({first_line(error)})"
+            return CudaStatus(False, "cupy broken", detail, CACHE)
         if _is_of_the_gpu(error):
             return _unsupported(cupy.cuda.runtime, error)
         return CudaStatus(
@@ -120,6 +124,14 @@ def _smoke_test(cupy: Any) -> CudaStatus:
     name = runtime.getDeviceProperties(0)["name"].decode()
     count, version = runtime.getDeviceCount(), runtime.runtimeGetVersion()
     return CudaStatus(True, "ok", f"{count} device(s), {name}, CUDA runtime {version}", "")
+
+
+def _is_of_the_cache(error: Exception) -> bool:
+    """Return whether CuPy's folder refuses what is written; of a missing library none is to blame.
+
+    A library that cannot be loaded is an OSError without a number.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
 
 
 def _is_of_the_gpu(error: Exception) -> bool:

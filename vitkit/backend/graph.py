@@ -87,13 +87,19 @@ def _leave(pool: Any) -> None:
 
 def empty_pools() -> None:
     """Give back to the device what graphs that are gone have left, as far as nothing holds it."""
-    waiting = []
-    while _LEFT:  # the garbage collector may end a graph meanwhile, and this be called anew
-        pool = _LEFT.pop()
-        pool.free_all_blocks()
-        if pool.total_bytes():
-            waiting.append(pool)
-    _LEFT.extend(waiting)
+    waiting: list[Any] = []
+    try:
+        while True:
+            try:
+                pool = _LEFT.pop()
+            except IndexError:  # the garbage collector may end a graph meanwhile, which comes here
+                break
+            waiting.append(pool)  # before it is emptied: an interrupt loses none
+            pool.free_all_blocks()
+            if not pool.total_bytes():
+                waiting.pop()
+    finally:
+        _LEFT.extend(waiting)
 
 
 def record_on_gpu(function: Callable[[], T]) -> tuple[CudaGraph, T]:

@@ -72,7 +72,7 @@ def evaluate(
                 preprocess=restored.preprocess,
                 on_batch=on_batch,
                 # A run that insists on graphs may be evaluated where there can be none.
-                graph=None if config.train.graph else config.train.graph,
+                graph=False if config.train.graph is False else None,
             )
     show = _print_json if as_json else _print
     show(str(restored.checkpoint.path), part, images[part].note, found)

@@ -13,7 +13,8 @@ from vitkit.ops import linear, linear_backward
 class Linear(Module):
     """Map the last axis of ``x`` (..., D_in) to (..., D_out), ``y = x W^T + b``.
 
-    Inside a model it multiplies in the model's ``precision``; used alone, in float32.
+    Inside a model it multiplies in the model's ``precision``; alone in the one that it is placed
+    with, which is float32 unless you say otherwise.
 
     Parameters
     ----------

@@ -141,7 +141,7 @@ class Module:
             ``"float32"`` or ``"float64"``.
         precision : str, optional
             ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``: what products are made
-            of, but those of a model's head. Where that would be no faster a line says so and it
+            of, except those of a model's head. Where that would be no faster a line says so and it
             stays float32. By default as it was.
 
         Returns
@@ -171,7 +171,8 @@ class Module:
     def _set_precision(self, precision: str) -> None:
         """Have products of this tree be made of ``precision``.
 
-        A module with parts that stay in float32 extends this; it reaches what replaces them too.
+        A module with parts that stay in float32 overrides this. It is called at each placement, so
+        that what replaces such a part stays in float32 too.
         """
         self.precision = precision
         for _, child in self.children():

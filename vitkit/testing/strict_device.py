@@ -231,7 +231,7 @@ def _function(
         if name in WAITING or _looks(name, args, kwargs):
             _sync(name)
         if name == "take":
-            _refuse_lists(args[1:])
+            _refuse_lists((*args[1:], *kwargs.values()))
         if name in PRODUCTS:
             recording.refuse(f"cuBLAS, as cupy.{name} calls it,")
         given = [_host(arg) for arg in args]

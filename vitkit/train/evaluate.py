@@ -16,7 +16,7 @@ from vitkit.train.graph import GraphedForward
 from vitkit.train.memory import memory_for
 from vitkit.train.metrics import Metrics, MetricsSum
 from vitkit.train.preprocess import Preprocess
-from vitkit.train.recorded import records
+from vitkit.train.recorded import wants_graphs
 from vitkit.train.step import Loss
 
 
@@ -77,11 +77,29 @@ def predict(
     preprocess: Preprocess,
     *,
     batch_size: int = 128,
-    graph: bool | None = None,
+    graph: bool | GraphedForward | None = None,
 ) -> np.ndarray:
     """Return class probabilities, (N, K) on the host, for uint8 images (N, C, H, W).
 
-    ``graph`` is as :func:`evaluate` takes it.
+    Parameters
+    ----------
+    model : Module
+        The model; dropout is off.
+    images : array, shape (N, C, H, W)
+        Pixels on the host, uint8.
+    preprocess : Preprocess
+        How the model was taught to see pixels.
+    batch_size : int, default 128
+        How many images are in memory at once.
+    graph : bool or GraphedForward, optional
+        As :func:`evaluate` takes it.
+
+    Raises
+    ------
+    ValueError
+        If there are no images.
+    BackendError
+        As :func:`evaluate` raises it.
     """
     parts = []
     with _recording(model, graph) as forward:
@@ -104,7 +122,7 @@ def _recording(model: Module, graph: bool | GraphedForward | None) -> Iterator[G
             raise ValueError("graph must be a GraphedForward of the model that is evaluated.")
         forward = graph
     else:
-        wanted = records(model.xp, graph)
+        wanted = wants_graphs(model.xp, graph)
         forward = GraphedForward(model, records=wanted, falls_back=graph is None)
     try:
         yield forward

@@ -17,8 +17,7 @@ from vitkit.nn.module import Module
 from vitkit.optim import Optimizer
 from vitkit.train.loss_scale import LossScale
 from vitkit.train.preprocess import Preprocess
-from vitkit.train.recorded import REPAID, Graphs
-from vitkit.train.recorded import WARM_UP as WARM_UP
+from vitkit.train.recorded import REPAID, Graphs, wants_graphs
 from vitkit.train.step import Loss, StepLog, train_step
 from vitkit.validate import number
 
@@ -140,10 +139,6 @@ class GraphedStep:
             may_repeat=lambda: not begun,
         )
 
-    def run(self, batches: Sequence[Batch], **others: Any) -> StepLog:
-        """Run a step without a graph."""
-        return self._run(batches, **others)
-
 
 class _Recorded:
     """A step of one shape: its graph, and the arrays that it reads."""
@@ -239,6 +234,8 @@ class GraphedForward:
 
     def _begin(self) -> None:
         self._groups = self.model.groups
+        if self._settings["records"] and not self._settings["falls_back"]:
+            wants_graphs(self.model.xp, True)  # an error now, and not at the third pass
         self._graphs: Graphs[tuple[Recording, Array, Array]] = Graphs(
             self.model.xp, "Inference", **self._settings
         )
@@ -251,7 +248,8 @@ class GraphedForward:
         images : array, shape (B, C, H, W)
             In the model's dtype.
         left : int, optional
-            How many images of this shape follow, where it is known: few do not pay for a graph.
+            How many passes of this shape follow this one, where it is known: few do not pay for a
+            graph.
         """
         if self.model.groups is not self._groups:  # graphs read weights where they were
             self.clear()

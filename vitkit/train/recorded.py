@@ -24,8 +24,15 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-def records(xp: ArrayModule, wanted: bool | None) -> bool:
-    """Return whether work on arrays of ``xp`` is to be recorded; None is where it can be.
+def wants_graphs(xp: ArrayModule, wanted: bool | None) -> bool:
+    """Return whether work on arrays of an array module is to be recorded.
+
+    Parameters
+    ----------
+    xp : module
+        The array module.
+    wanted : bool or None
+        What somebody asked for; None is where it can be.
 
     Raises
     ------

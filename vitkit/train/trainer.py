@@ -25,7 +25,7 @@ from vitkit.train.memory import too_little
 from vitkit.train.metrics import Metrics
 from vitkit.train.nonfinite import NotFinite, check_policy
 from vitkit.train.preprocess import Preprocess
-from vitkit.train.recorded import records
+from vitkit.train.recorded import wants_graphs
 from vitkit.train.state import TrainState
 from vitkit.train.step import Loss
 
@@ -131,7 +131,7 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.loss_scale = loss_scale_for(model) if loss_scale is None else loss_scale
-        records(model.xp, graph)  # refuses what cannot be before a run, not in it
+        wants_graphs(model.xp, graph)  # refuses what cannot be before a run, not in it
         self.graph = graph
         self.nonfinite = check_policy(nonfinite)
         self.bad_steps = bad_steps
@@ -197,7 +197,7 @@ class Trainer:
             max_grad_norm=self.max_grad_norm,
             loss_scale=self.loss_scale,
             nonfinite=self.nonfinite,
-            records=records(self.model.xp, self.graph),
+            records=wants_graphs(self.model.xp, self.graph),
             falls_back=self.graph is None,
         )
 

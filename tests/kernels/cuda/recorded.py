@@ -10,8 +10,9 @@ from vitkit import ViT, ops
 from vitkit.data import Batch
 from vitkit.optim import AdamW
 from vitkit.testing import strict_device
-from vitkit.train.graph import WARM_UP, GraphedStep
+from vitkit.train.graph import GraphedStep
 from vitkit.train.preprocess import Preprocess
+from vitkit.train.recorded import WARM_UP
 
 xp = strict_device.xp
 
@@ -23,12 +24,12 @@ def trained(graphed: bool, syncs: list[Any]) -> list[np.ndarray]:
     model = ViT("Ti/4", image_size=8, xp=xp, **sizes, **kind)
     optimizer = AdamW(1e-3).attach(model)
     preprocess, rng = Preprocess(255.0, (0.5,) * 3, (0.5,) * 3), np.random.default_rng(5)
-    step = GraphedStep(model, optimizer, ops.softmax_cross_entropy, preprocess)
+    given = model, optimizer, ops.softmax_cross_entropy, preprocess
+    step = GraphedStep(*given, records=graphed)
     for number in range(WARM_UP + 3):
         images = rng.integers(0, 256, (2, 3, 8, 8), "uint8")
         batch = Batch(images, rng.integers(0, 3, 2), np.arange(2), number)
-        run = step if graphed else step.run
         with strict_device.count_syncs() as waits:
-            run([batch], lr=1e-3, seed=0, step=number)
+            step([batch], lr=1e-3, seed=0, step=number)
         syncs += waits
     return list(model.state_dict().values())

@@ -185,6 +185,28 @@ def test_too_little_memory_to_try_it(
     falls_back("allocating 7,077,888 bytes", said, rng)
 
 
+def test_too_little_memory_for_one_that_was_chosen(
+    through: FakeCublasLt,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    together_takes: Take,
+    said: pytest.LogCaptureFixture,
+) -> None:
+    """It is for whoever asked, who may make room; the choice stays."""
+    together_takes(0.5)
+    assert not wrong("uint16", True, rng)
+
+    def full(*arguments: Any) -> None:
+        raise MemoryError("Out of memory allocating 7,077,888 bytes")
+
+    with monkeypatch.context() as short:
+        short.setattr(_lt_sums, "_multiply_and_sum", full)
+        with pytest.raises(MemoryError):
+            wrong("uint16", True, rng)
+    assert list(_lt_sums.PAYS.values()) == [True]
+    assert not said.messages
+
+
 def test_a_library_that_does_not_start(
     through: FakeCublasLt, rng: np.random.Generator, said: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ from vitkit.ops.linear import linear, linear_backward
 def linear_cpu(
     x: Array, weight: Array, bias: Array | None, *, precision: str = "float32", xp: ArrayModule
 ) -> Any:
-    """Replace :func:`vitkit.ops.linear` for float32."""
+    """Replace :func:`vitkit.ops.linear` for float32 arrays, rounding nothing."""
     if not served(x, weight, *(() if bias is None else (bias,))):
         return NotImplemented
     flat, width = rows(x), weight.shape[0]
@@ -47,7 +47,7 @@ def linear_backward_cpu(
     input_gradient: bool = True,
     xp: ArrayModule,
 ) -> Any:
-    """Replace :func:`vitkit.ops.linear_backward` for float32."""
+    """Replace :func:`vitkit.ops.linear_backward` for float32 arrays, rounding nothing."""
     if not served(dy, x, weight):
         return NotImplemented
     width, depth = weight.shape

@@ -115,7 +115,7 @@ class Problem:
         ``gelu_tanh(h)`` is. ``"gelu_kept"``: so it is, and ``h`` is written too. At
         ``"gelu_backward"`` the result is ``op(a) op(b)`` times the derivative of ``gelu_tanh`` at
         an ``h`` that is given, and the sums of its columns are written where a bias would lie. At
-        ``"sums"`` those over ``k`` of ``op(a)``, (m,), are written there, and none is added.
+        ``"sums"`` those of ``op(a)`` over ``k``, (m,), are written there, and no bias is added.
     """
 
     m: int

@@ -47,7 +47,7 @@ def _named(number: int) -> Algorithm:
 
 TOGETHER, APART = _named(1), _named(2)
 """A product that does more, or one and a kernel after it: neither is an algorithm of the library,
-but what is the fastest is found and remembered as if they were."""
+but which is the fastest is found and remembered as if they were."""
 
 
 @functools.cache

@@ -2,12 +2,14 @@
 
 No kernel has to read the gradient of a layer's output once more. NVIDIA documents it as the
 epilogue ``BGRADB`` of ``cublasLtEpilogue_t``: the sums over what is multiplied away, of what the
-library calls B, are stored beside the product in its dtype, here float32. So they are neither
-rounded nor do they overflow; but they are stored, where a product may be added.
+library calls B, are stored beside the product in its dtype, here float32. So they are not
+rounded and do not overflow. But the library overwrites what lies there, even where the product is
+added to.
 
 Whether it pays is timed once for each shape, and remembered as algorithms are; where nothing is
-timed it is not used. By the names of the kernels in cuBLAS 12.9, one does both on Ampere, and on
-Hopper only if all is float16; the library then seems to read the operand once more, as we would.
+timed it is not used. By the names of its kernels, cuBLAS 12.9 does both in one on Ampere, and on
+Hopper only where all is float16; elsewhere it seems to read the operand once more, as our kernel
+does.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from vitkit.kernels.cuda._lt import APART, TOGETHER, Operands
 from vitkit.kernels.cuda.column_sums import add_column_sums
 
 LOGGER = logging.getLogger("vitkit")
-SERVED = ("uint16", "float16")  # of what float32 is rounded to for TF32, sums would not be ours
+SERVED = ("uint16", "float16")  # TF32 would round the operand, and its sums with it
 EDITION = 1  # of our own kernel; with a new one it is timed against the library again
 PAYS: dict[tuple[Any, ...], bool] = {}
 """Whether a device is faster with such a product, by its number and what is multiplied."""
@@ -44,13 +46,20 @@ def gradients(
     try:
         if case not in PAYS:
             PAYS[case] = _pays(dy, x, adds, xp)
+    except (CublasError, MemoryError) as error:
+        _do_without(case, error)
+    try:
         if PAYS[case]:
             _multiply_and_sum(dy, x, dweight, dbias, adds, xp)
-    except (CublasError, MemoryError) as error:
-        reason = first_line(error)
-        LOGGER.info("The gradient of a bias has a kernel of its own, not a product: %s.", reason)
-        PAYS[case] = False
+    except CublasError as error:  # too little memory now is for the caller, who may make room
+        _do_without(case, error)
     return PAYS[case]
+
+
+def _do_without(case: tuple[Any, ...], error: Exception) -> None:
+    reason = first_line(error)
+    LOGGER.info("The gradient of a bias has a kernel of its own, not a product: %s.", reason)
+    PAYS[case] = False
 
 
 def _multiply_and_sum(

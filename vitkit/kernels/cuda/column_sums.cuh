@@ -2,8 +2,8 @@
 #pragma once
 #include "common.cuh"
 
-// Eight warps of a block take 32 V columns, and every (8 * gridDim.y)-th row; block (x, y) writes to
-// row y of ``out``, or adds to it. One block down, on what several have left, ends the sum.
+// Eight warps of a block take 32 V columns, and every (8 * gridDim.y)-th row; block (x, y) writes
+// to row y of ``out``, or adds to it. One block down, on what several have left, ends the sum.
 template <class T, int V>
 __global__ void __launch_bounds__(256)
     column_sums(const T* __restrict__ x, float* out, int rows, int width, int adds) {

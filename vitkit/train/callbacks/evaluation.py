@@ -13,7 +13,7 @@ from vitkit.optim import EMA
 from vitkit.train.callbacks.base import Callback, LeaveOpen
 from vitkit.train.evaluate import evaluate
 from vitkit.train.graph import GraphedForward
-from vitkit.train.recorded import records
+from vitkit.train.recorded import wants_graphs
 from vitkit.train.state import TrainState
 from vitkit.train.step import Loss, StepLog
 
@@ -67,8 +67,9 @@ class Validation(Callback):
         self._forward: GraphedForward | None = None  # so that what fails is tried and said once
 
     def on_start(self, state: TrainState) -> None:
-        """Forget what a run before could record."""
+        """Forget what a run before could record; refuse now what cannot be, not after an epoch."""
         self._forward = None
+        wants_graphs(self.model.xp, self.graph)
 
     def on_epoch_end(self, state: TrainState) -> None:
         """Validate when it is due."""
@@ -76,7 +77,7 @@ class Validation(Callback):
         if state.epoch % self.every and state.epoch != state.epochs:
             return
         if self._forward is None:
-            wanted = records(self.model.xp, self.graph)
+            wanted = wants_graphs(self.model.xp, self.graph)
             self._forward = GraphedForward(
                 self.model, records=wanted, falls_back=self.graph is None
             )
