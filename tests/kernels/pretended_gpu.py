@@ -70,7 +70,8 @@ def pretend() -> Any:
     def launch(kernel: Any, grid: Any, block: Any, arguments: Any, shared: int) -> None:
         given = []
         for each in arguments:
-            assert not isinstance(each, strict_device.DeviceArray), "an array of another device"
+            if isinstance(each, strict_device.DeviceArray):
+                raise TypeError("An array of another device came to a kernel.")
             mine = isinstance(each, second.DeviceArray)
             given.append(strict_device.DeviceArray(each._a) if mine else each)
         launches.append(kernel.name)
