@@ -161,9 +161,9 @@ def test_errors_are_of_the_kinds_that_are_caught(cupy: ModuleType) -> None:
     assert issubclass(cupy.cuda.runtime.CUDARuntimeError, RuntimeError)
 
 
-def test_the_error_function_is_where_it_is_looked_for() -> None:
+def test_the_error_function_is_where_it_is_looked_for(cupy: ModuleType) -> None:
     special = pytest.importorskip("cupyx.scipy.special", reason="CuPy is not installed")
-    assert special.erf.nin == 1
+    assert isinstance(special.erf, cupy.ufunc)
 
 
 def test_the_stand_in_has_no_name_of_its_own(cupy: ModuleType) -> None:
