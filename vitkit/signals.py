@@ -94,10 +94,12 @@ def leaving() -> Iterator[None]:
             others(what)
 
     try:
-        sys.unraisablehook = dropped
+        if before:  # not in other threads, which would give the hook back in any order
+            sys.unraisablehook = dropped
         yield
     finally:
-        sys.unraisablehook = others
+        if before:
+            sys.unraisablehook = others
         for number, handler in before.items():
             signal.signal(number, handler)
 

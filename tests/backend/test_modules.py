@@ -210,7 +210,10 @@ def test_a_wrong_product_is_not_trusted(install: Callable[[ModuleType], None]) -
         (ImportError("cupy was built for another NumPy"), ".*another NumPy.* Cure: pip"),
         (OSError("libnvrtc.so.12: cannot open shared object file"), ".*nvrtc.* Cure: pip"),
         # its folder of compiled kernels, in the home of somebody else or on a full disk
-        (PermissionError(13, "Permission denied", "/root/.cupy"), ".*cupy.* Cure: set CUPY_CACHE"),
+        (
+            PermissionError(13, "Permission denied", "/home/a/.cupy"),
+            ".*cupy.* Cure: set CUPY_CACHE",
+        ),
     ],
     ids=["ImportError", "no library", "PermissionError"],
 )
