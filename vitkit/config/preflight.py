@@ -105,6 +105,11 @@ def _settings(config: RunConfig, registries: Registries) -> list[str]:
             f"train.precision: got {train.precision!r}, but dtype is {config.dtype!r}; leave one "
             "of them out."
         )
+    if not config.model.residual_in_fp32 and train.precision != "bfloat16":
+        problems.append(
+            f"model.residual_in_fp32: got false, which goes with train.precision 'bfloat16'; that "
+            f"is {train.precision!r}. Leave one of them out, or set both."
+        )
     better = "max" if train.monitor.endswith("accuracy") else "min"
     if train.mode != better:
         problems.append(f"train.mode: got {train.mode!r}, expected {better!r} for {train.monitor}.")

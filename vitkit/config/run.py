@@ -125,6 +125,7 @@ class ModelConfig(_Section):
     representation_size: PositiveInt | None = None
     init: str | None = None
     gradient_checkpointing: bool = False
+    residual_in_fp32: bool = True
 
 
 class DataConfig(_Section):

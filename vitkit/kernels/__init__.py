@@ -70,6 +70,16 @@ def served_precision(wanted: str, xp: ArrayModule, dtype: Any) -> str:
     return wanted
 
 
+def serves_narrow_residual(xp: ArrayModule) -> bool:
+    """Return whether blocks in bfloat16 pass each other bfloat16, or say in a line why not."""
+    if kernels_off() or FOLDERS.get(xp.__name__) == "cuda":
+        return True
+    LOGGER.warning(
+        "residual_in_fp32=False is for GPUs: what flows from block to block stays float32 here."
+    )
+    return False
+
+
 def rounded_once(
     arrays: Sequence[Array], precision: str, *, xp: ArrayModule
 ) -> AbstractContextManager[None]:

@@ -54,6 +54,10 @@ class ViTConfig:
         ``"jax"``, ``"timm"`` or ``"scratch"``, see :mod:`vitkit.nn.init`.
     gradient_checkpointing : bool
         Whether blocks are recomputed in backward, to save memory.
+    residual_in_fp32 : bool
+        Whether what flows from block to block stays float32. If not, it is rounded to bfloat16
+        where a model's precision is that and a GPU's kernels compute it: faster, and less exact,
+        see :mod:`vitkit.ops.residual`.
     """
 
     variant: str
@@ -76,6 +80,7 @@ class ViTConfig:
     representation_size: int | None = None
     init: str = "jax"
     gradient_checkpointing: bool = False
+    residual_in_fp32: bool = True
 
     def __post_init__(self) -> None:
         """Raise a ConfigError that lists every problem there is."""

@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
     representation_size: int | None
     init: str
     gradient_checkpointing: bool
+    residual_in_fp32: bool
 
 
 REQUIRED = ("dim", "depth", "num_heads")

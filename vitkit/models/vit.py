@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from vitkit import ops
+from vitkit import kernels, ops
 from vitkit.backend import Array, ArrayModule
 from vitkit.models.config import ViTConfig
 from vitkit.models.sizes import Options
@@ -20,10 +21,14 @@ from vitkit.nn.module import Module
 from vitkit.nn.parameter import Parameter
 from vitkit.nn.patch_embed import PatchEmbed
 from vitkit.nn.pool import FirstToken, MeanToken
-from vitkit.nn.wrappers import Checkpoint, unwrap
+from vitkit.nn.wrappers import Checkpoint, Timed, unwrap
+from vitkit.ops.residual import narrowed, widened
 
 if TYPE_CHECKING:
     from typing import Unpack
+
+Pass = Callable[[Array, Context], Array]
+"""A layer's forward or backward."""
 
 
 class PreLogits(Module):
@@ -80,7 +85,8 @@ class ViT(Module):
         ``in_channels``, ``num_classes``, ``dim``, ``depth``, ``num_heads``, ``mlp_dim``,
         ``activation``, ``mlp``, ``norm``, ``attention``, ``pool``, ``layer_norm_eps``,
         ``dropout``, ``drop_path``, ``representation_size``, ``init``,
-        ``gradient_checkpointing``; see :class:`~vitkit.models.config.ViTConfig`.
+        ``gradient_checkpointing``, ``residual_in_fp32``; see
+        :class:`~vitkit.models.config.ViTConfig`.
 
     Attributes
     ----------
@@ -101,6 +107,8 @@ class ViT(Module):
     >>> model(numpy.zeros((5, 3, 32, 32), "float32")).shape
     (5, 10)
     """
+
+    _narrow = False  # whether blocks pass each other bfloat16
 
     def __init__(
         self,
@@ -161,6 +169,8 @@ class ViT(Module):
         for part in (self.pre_logits, self.head):
             if part is not None:
                 part._set_precision("float32")
+        wanted = not self.config.residual_in_fp32 and precision == "bfloat16"
+        self._narrow = wanted and kernels.serves_narrow_residual(self.xp)
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the logits (B, K) of images ``x`` (B, C, H, W)."""
@@ -180,9 +190,7 @@ class ViT(Module):
         if self.pre_logits is not None:
             dx = self.pre_logits.backward(dx, ctx)
         dx = self.norm.backward(self.pool.backward(dx, ctx), ctx)
-        for block in reversed(self.blocks):
-            dx = block.backward(dx, ctx)
-        return self._embed_backward(self.pos_drop.backward(dx, ctx), ctx)
+        return self._embed_backward(self._blocks_backward(dx, ctx), ctx)
 
     def features(self, images: Array, *, tokens: bool = False) -> Array:
         """Return the pooled output of the encoder, from which the head classifies.
@@ -200,7 +208,8 @@ class ViT(Module):
             The normalised output of the encoder.
         """
         ctx = Context()
-        x = self.norm.forward(self._encode(images, ctx), ctx)
+        with self.rounded_once():
+            x = self.norm.forward(self._encode(images, ctx), ctx)
         return x if tokens else self.pool.forward(x, ctx)
 
     def attention_maps(self, images: Array) -> Array:
@@ -230,19 +239,41 @@ class ViT(Module):
                     "token takes from each. Define it, as vitkit.nn.Attention does, or use a model "
                     "with attention='attention'."
                 )
-        x = self._embed(images, Context())
-        maps = []
-        for block in blocks:
-            maps.append(cast("Attention", block.attn).weights(block.norm1(x)))
-            x = block(x)
+        ctx, maps = Context(), []
+        with self.rounded_once():
+            x = self._embed(images, ctx)
+            for block in blocks:
+                maps.append(cast("Attention", block.attn).weights(block.norm1(x)))
+                x = self._wide(self._through(block, block.forward, self._rounded(x), ctx))
         return self.xp.stack(maps)
 
     def _encode(self, images: Array, ctx: Context) -> Array:
         """Return the last block's output (B, N, D)."""
-        x = self._embed(images, ctx)
+        x = self._rounded(self._embed(images, ctx))
         for block in self.blocks:
-            x = block.forward(x, ctx)
-        return x
+            x = self._through(block, block.forward, x, ctx)
+        return self._wide(x)
+
+    def _blocks_backward(self, dy: Array, ctx: Context) -> Array:
+        """Return the gradient of what comes into the first block."""
+        dx = self._rounded(dy)
+        for block in reversed(self.blocks):
+            dx = self._through(block, block.backward, dx, ctx)
+        return self._wide(dx)
+
+    def _through(self, block: Module, function: Pass, x: Array, ctx: Context) -> Array:
+        """Return what a block makes of what flows; one that is not ours sees float32."""
+        if not self._narrow or _is_ours(block):
+            return function(x, ctx)
+        return self._rounded(function(self._wide(x), ctx))
+
+    def _rounded(self, x: Array) -> Array:
+        """Return what flows from block to block as it does, rounded or not."""
+        return narrowed(x, xp=self.xp) if self._narrow else x
+
+    def _wide(self, x: Array) -> Array:
+        """Return it in float32, or what else the model computes in."""
+        return widened(x, xp=self.xp) if self._narrow else x
 
     def _embed(self, images: Array, ctx: Context) -> Array:
         """Return z_0 (B, N, D), Eq. 1."""
@@ -252,6 +283,7 @@ class ViT(Module):
         return self.pos_drop.forward(x, ctx)
 
     def _embed_backward(self, dy: Array, ctx: Context) -> Array:
+        dy = self.pos_drop.backward(dy, ctx)
         dpatches, dcls_token, dpos_embed = ops.embed_positions_backward(
             dy, self.cls_token is not None, xp=self.xp
         )
@@ -289,3 +321,10 @@ class ViT(Module):
             f"depth={c.depth}, num_heads={c.num_heads}, mlp_dim={c.mlp_dim}, pool={c.pool!r}: "
             f"{self.num_parameters:,} parameters, {where})"
         )
+
+
+def _is_ours(block: Module) -> bool:
+    """Return whether all that a block does to what flows through it is known."""
+    while type(block) in (Checkpoint, Timed):
+        ((_, block),) = block.children()
+    return type(block) is Block

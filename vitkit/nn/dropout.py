@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vitkit import ops
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
+from vitkit.ops.residual import is_narrow
 
 
 class Dropout(Module):
@@ -66,4 +69,5 @@ class DropPath(Dropout):
         """Return what ``forward`` would multiply each sample of ``x`` by, (B,), or None for 1."""
         if not self.active(ctx):
             return None
-        return ops.path_gain(len(x), self.rate, ctx.seeds.next(), x.dtype, xp=self.xp)
+        dtype = np.dtype("float32") if is_narrow(x) else x.dtype
+        return ops.path_gain(len(x), self.rate, ctx.seeds.next(), dtype, xp=self.xp)

@@ -1,4 +1,8 @@
-"""A branch of a block: the layer norm before a layer, drop path and the residual after it."""
+"""A branch of a block: the layer norm before a layer, drop path and the residual after it.
+
+What flows from branch to branch is float32, or rounded (:mod:`vitkit.ops.residual`): layers that
+compute one after the other see float32 in between.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from vitkit.nn.context import Context
 from vitkit.nn.dropout import DropPath
 from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.module import Module
+from vitkit.ops.residual import is_narrow, narrowed, widened
 
 
 def residual(norm: Module, inner: Any, drop_path: Module, x: Array, ctx: Context) -> Array:
@@ -17,6 +22,9 @@ def residual(norm: Module, inner: Any, drop_path: Module, x: Array, ctx: Context
         own_norm, own_drop_path = parts
         y: Array = inner.branch(x, own_norm, own_drop_path.gain(x, ctx), ctx)
         return y
+    if is_narrow(x):
+        y = residual(norm, inner, drop_path, widened(x, xp=norm.xp), ctx)
+        return narrowed(y, xp=norm.xp)
     return x + drop_path.forward(inner.forward(norm.forward(x, ctx), ctx), ctx)
 
 
@@ -27,6 +35,9 @@ def residual_backward(
     if (parts := _fusible(norm, inner, drop_path, ctx)) is not None:
         dx: Array = inner.branch_backward(dy, parts[0], ctx)
         return dx
+    if is_narrow(dy):
+        dx = residual_backward(norm, inner, drop_path, widened(dy, xp=norm.xp), ctx)
+        return narrowed(dx, xp=norm.xp)
     return dy + norm.backward(inner.backward(drop_path.backward(dy, ctx), ctx), ctx)
 
 

@@ -11,7 +11,9 @@ with a gain :math:`g` for each sample, 1 unless drop path is on (arXiv:1603.0938
 
 For backward it keeps :math:`qkv`, :math:`m` and, a row, two numbers of the norm and two a head of
 the softmax. In a ``precision`` other than float32 both operands of every product are rounded to it,
-attention's own products included, and their products are summed in float32.
+attention's own products included, and their products are summed in float32. Where :math:`x` and
+:math:`dy` are bits of bfloat16 (:mod:`vitkit.ops.residual`), :math:`y` and :math:`dx` are rounded
+to that.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from vitkit.ops._op import Op
 from vitkit.ops.attention import multi_head_attention, multi_head_attention_backward
 from vitkit.ops.branch import add_gradients, affine, affine_backward, gained, through_norm
 from vitkit.ops.layer_norm import layer_norm
+from vitkit.ops.residual import as_wide, is_narrow, narrowed, widened
 
 
 class AttentionArrays(NamedTuple):
@@ -54,7 +57,7 @@ def attention_branch(
     Parameters
     ----------
     x : array, shape (B, N, D)
-        The input.
+        The input, or its bits of bfloat16.
     weights : AttentionArrays
         The parameters.
     num_heads : int
@@ -73,11 +76,15 @@ def attention_branch(
     Returns
     -------
     y : array, shape (B, N, D)
-        The output.
+        The output, in the dtype of ``x``.
     kept : tuple of array
         For backward: mean and rstd (B, N, 1), qkv (B, N, 3 D), the gathered values (B, N, D), and
         the largest score and log-total (B, h, N); or nothing.
     """
+    if is_narrow(x):
+        wide = widened(x, xp=xp)
+        y, kept = attention_branch(wide, weights, num_heads, eps, gain, precision, keep, xp=xp)
+        return narrowed(y, xp=xp), kept
     u, mean, rstd = layer_norm(x, weights.norm_weight, weights.norm_bias, eps, xp=xp)
     qkv = stored(
         affine(u, weights.qkv_weight, weights.qkv_bias, precision, xp=xp), precision, xp=xp
@@ -107,7 +114,8 @@ def attention_branch_backward_inplace(
     Parameters
     ----------
     dy, x : array, shape (B, N, D)
-        The gradient of the output, and the input of the forward pass.
+        The gradient of the output, and the input of the forward pass, of one dtype, which is also
+        that of ``dx``.
     kept : tuple of array
         What the forward pass returned.
     weights, grads : AttentionArrays
@@ -117,6 +125,12 @@ def attention_branch_backward_inplace(
     xp : module
         The array module.
     """
+    if is_narrow(x):
+        wide = widened(x, xp=xp)
+        dx = attention_branch_backward_inplace(
+            as_wide(dy, xp=xp), wide, kept, weights, grads, gain, precision, xp=xp
+        )
+        return narrowed(dx, xp=xp)
     mean, rstd, qkv, mixed, largest, log_total = kept
     branch = gained(dy, gain)
     add_gradients(branch, mixed, grads.proj_weight, grads.proj_bias, precision, xp=xp)

@@ -14,7 +14,9 @@ need not leave the cache. For backward it keeps :math:`f(h)`, :math:`f'(h)` and 
 :math:`u` is cheap to compute again.
 
 In a ``precision`` other than float32 both operands of every product are rounded to it and their
-products are summed in float32; what is kept for backward is kept as bfloat16 or float16.
+products are summed in float32; what is kept for backward is kept as bfloat16 or float16. Where
+:math:`x` and :math:`dy` are bits of bfloat16 (:mod:`vitkit.ops.residual`), :math:`y` and :math:`dx`
+are rounded to that.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from vitkit.ops._op import Op
 from vitkit.ops.branch import add_gradients, affine, affine_backward, gained, through_norm
 from vitkit.ops.gelu import gelu, gelu_backward, gelu_tanh, gelu_tanh_backward
 from vitkit.ops.layer_norm import layer_norm
+from vitkit.ops.residual import as_wide, is_narrow, narrowed, widened
 
 ACTIVATIONS = {
     "gelu": (gelu, gelu_backward),
@@ -63,7 +66,7 @@ def mlp_branch(
     Parameters
     ----------
     x : array, shape (B, N, D)
-        The input.
+        The input, or its bits of bfloat16.
     weights : MLPArrays
         The parameters.
     eps : float
@@ -82,10 +85,14 @@ def mlp_branch(
     Returns
     -------
     y : array, shape (B, N, D)
-        The output.
+        The output, in the dtype of ``x``.
     kept : tuple of array
         For backward: mean and rstd (B, N, 1), ``f(h)`` and ``f'(h)`` (B, N, M); or nothing.
     """
+    if is_narrow(x):
+        wide = widened(x, xp=xp)
+        y, kept = mlp_branch(wide, weights, eps, activation, gain, precision, keep, xp=xp)
+        return narrowed(y, xp=xp), kept
     function, derivative = ACTIVATIONS[activation]
     u, mean, rstd = layer_norm(x, weights.norm_weight, weights.norm_bias, eps, xp=xp)
     h = affine(u, weights.fc1_weight, weights.fc1_bias, precision, xp=xp)
@@ -112,7 +119,8 @@ def mlp_branch_backward_inplace(
     Parameters
     ----------
     dy, x : array, shape (B, N, D)
-        The gradient of the output, and the input of the forward pass.
+        The gradient of the output, and the input of the forward pass, of one dtype, which is also
+        that of ``dx``.
     kept : tuple of array
         What the forward pass returned.
     weights, grads : MLPArrays
@@ -122,6 +130,12 @@ def mlp_branch_backward_inplace(
     xp : module
         The array module.
     """
+    if is_narrow(x):
+        wide = widened(x, xp=xp)
+        dx = mlp_branch_backward_inplace(
+            as_wide(dy, xp=xp), wide, kept, weights, grads, gain, precision, xp=xp
+        )
+        return narrowed(dx, xp=xp)
     mean, rstd, hidden, slope = kept
     branch = gained(dy, gain)
     dh = affine_backward(branch, weights.fc2_weight, precision, xp=xp)

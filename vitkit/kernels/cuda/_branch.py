@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import served
 from vitkit.kernels.cuda._products import DTYPES, gradients, multiply, rows
-from vitkit.kernels.cuda.casts import cast
+from vitkit.kernels.cuda.casts import add_gained, cast, gained_cast
 from vitkit.kernels.cuda.layer_norm import WIDEST
 
 
@@ -34,14 +34,22 @@ class Branch:
     def add_affine(
         self, residual: Array, x: Array, weight: Array, bias: Array, gain: Array | None
     ) -> Array:
-        """Return ``residual + gain (x W^T + b)`` in float32."""
-        y = self.xp.empty(residual.shape, "float32")
-        plus = rows(residual) if gain is None else None
+        """Return ``residual + gain (x W^T + b)``, in the dtype of the residual."""
+        dtype, plus = (residual.dtype, rows(residual)) if gain is None else ("float32", None)
+        y = self.xp.empty(residual.shape, dtype)
         self._multiply(rows(x), self.low(weight), rows(y), transpose_b=True, bias=bias, plus=plus)
-        if gain is not None:
-            y *= gain[:, None, None]
-            y += residual
-        return y
+        return y if gain is None else add_gained(residual, y, gain, self.xp)
+
+    def output_gradient(
+        self, dy: Array, gain: Array | None, x: Array, dweight: Array, dbias: Array
+    ) -> Array:
+        """Return ``gain dy``, stored; add the gradients of what :meth:`add_affine` multiplied."""
+        if gain is None and dy.dtype == self.dtype:
+            self.add_gradients(dy, x, dweight, dbias)
+            return dy
+        stored = gained_cast(dy, gain, self.dtype, dbias, self.xp)
+        self.add_weight_gradient(stored, x, dweight)
+        return stored
 
     def input_gradient(self, dy: Array, weight: Array) -> Array:
         """Return ``dy W``, stored."""
@@ -86,11 +94,26 @@ class Branch:
         )
 
 
-def usable(precision: str, x: Array, gain: Array | None, *parameters: Sequence[Array]) -> bool:
-    """Return whether kernels can compute a branch: float32 inputs, gradients without gaps."""
-    if x.shape[-1] > WIDEST:
+def usable(
+    precision: str, flowing: Sequence[Array], gain: Array | None, *parameters: Sequence[Array]
+) -> bool:
+    """Return whether kernels can compute a branch.
+
+    Parameters
+    ----------
+    precision : str
+        What the operands of products are rounded to.
+    flowing : sequence of array, shape (B, N, D)
+        What flows through the residual: float32 or, in bfloat16, its bits.
+    gain : array, shape (B,), or None
+        Float32.
+    *parameters : sequence of array
+        Weights and gradients; float32, without gaps.
+    """
+    if precision not in DTYPES or any(x.shape[-1] > WIDEST for x in flowing):
         return False
+    low = DTYPES[precision] == "uint16" and all(x.dtype == "uint16" and x.size for x in flowing)
     arrays = [each for group in parameters for each in group]
     gains = () if gain is None else (gain,)
     contiguous = all(array.flags.c_contiguous for array in arrays)
-    return precision in DTYPES and served(x, *gains, *arrays) and contiguous
+    return (low or served(*flowing)) and served(*gains, *arrays) and contiguous

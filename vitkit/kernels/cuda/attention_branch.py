@@ -8,7 +8,6 @@ from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import plain
 from vitkit.kernels.cuda._branch import Branch, usable
 from vitkit.kernels.cuda._heads import attend, attend_backward
-from vitkit.kernels.cuda.casts import gained_cast
 from vitkit.kernels.cuda.layer_norm import normalize, normalize_backward, normalized_again
 from vitkit.ops.attention_branch import (
     AttentionArrays,
@@ -29,8 +28,8 @@ def attention_branch_cuda(
     *,
     xp: ArrayModule,
 ) -> Any:
-    """Replace :func:`vitkit.ops.attention_branch` for float32 inputs."""
-    if not usable(precision, x, gain, weights):
+    """Replace :func:`vitkit.ops.attention_branch` for float32 weights."""
+    if not usable(precision, [x], gain, weights):
         return NotImplemented
     branch, x = Branch(precision, xp), plain(x, xp)
     u, mean, rstd = normalize(x, weights.norm_weight, weights.norm_bias, eps, branch.dtype, xp)
@@ -52,13 +51,12 @@ def attention_branch_backward_cuda(
     *,
     xp: ArrayModule,
 ) -> Any:
-    """Replace :func:`vitkit.ops.attention_branch_backward_inplace` for float32 inputs."""
-    if not usable(precision, x, gain, weights, grads, (dy,)):
+    """Replace :func:`vitkit.ops.attention_branch_backward_inplace` for float32 weights."""
+    if not usable(precision, [dy, x], gain, weights, grads):
         return NotImplemented
     mean, rstd, qkv, mixed, largest, log_total = kept
-    branch, x, w = Branch(precision, xp), plain(x, xp), weights
-    dbranch = gained_cast(dy, gain, branch.dtype, grads.proj_bias, xp)
-    branch.add_weight_gradient(dbranch, mixed, grads.proj_weight)
+    branch, dy, x, w = Branch(precision, xp), plain(dy, xp), plain(x, xp), weights
+    dbranch = branch.output_gradient(dy, gain, mixed, grads.proj_weight, grads.proj_bias)
     dmixed = branch.input_gradient(dbranch, w.proj_weight)
     dqkv = attend_backward(dmixed, qkv, mixed, largest, log_total, precision, xp)
     u = normalized_again(x, w.norm_weight, w.norm_bias, mean, rstd, branch.dtype, xp)

@@ -20,9 +20,9 @@ __global__ void __launch_bounds__(256)
 
 // Writes dy times the gain of each sample, if there is one, and for each block the sums over its
 // rows of what was written, ``parts`` (gridDim.y, width). A warp takes 32 V columns of a row.
-template <class Y, int V>
+template <class X, class Y, int V>
 __global__ void __launch_bounds__(256)
-    gained_cast(const float* __restrict__ dy, const float* __restrict__ gain, Y* __restrict__ y,
+    gained_cast(const X* __restrict__ dy, const float* __restrict__ gain, Y* __restrict__ y,
                 float* __restrict__ parts, int rows, int tokens, int width) {
   __shared__ float sums[8][32 * V];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -48,4 +48,21 @@ __global__ void __launch_bounds__(256)
   float sum = 0.f;
   for (int i = 0; i < 8; i++) sum += sums[i][mine];
   parts[(i64)blockIdx.y * width + first + mine] = sum;
+}
+
+// Writes residual + gain * branch, the gain that of each sample of ``each`` numbers.
+template <class X, int V>
+__global__ void __launch_bounds__(256)
+    add_gained(const X* __restrict__ residual, const float* __restrict__ branch,
+               const float* __restrict__ gain, X* __restrict__ y, int across, int each) {
+  const int sample = blockIdx.x / across;
+  const int at = (blockIdx.x % across * 256 + threadIdx.x) * V;
+  if (at >= each) return;
+  const i64 first = (i64)sample * each + at;
+  const float factor = gain[sample];
+  float v[V], w[V];
+  load(residual + first, v);
+  load(branch + first, w);
+  for (int i = 0; i < V; i++) v[i] += factor * w[i];
+  store(v, y + first);
 }

@@ -14,13 +14,16 @@ from vitkit.kernels.cuda._arrays import WIDTH, plain, pointer, vector
 from vitkit.kernels.cuda._kernel import LOW, STORED, TYPES, Family, blocks, type_of
 from vitkit.kernels.cuda._products import DTYPES
 from vitkit.kernels.cuda.column_sums import add_column_sums
+from vitkit.ops.residual import narrowed, widened
 
 THREADS, ROUNDS = 256, 4  # of a block
 LANES, WARPS = 32, 8  # of a warp, and of a block
 PARTS = 256  # blocks that share the rows at most, on any GPU, for equal bits
 NARROW = Family("casts.cuh", "cast<float, {y}, {v}>", y=LOW, v=(1, WIDTH))
 WIDEN = Family("casts.cuh", "cast<{x}, float, {v}>", x=LOW, v=(1, WIDTH))
-GAINED = Family("casts.cuh", "gained_cast<{y}, {v}>", y=STORED, v=(1, WIDTH))
+GAINED = Family("casts.cuh", "gained_cast<float, {y}, {v}>", y=STORED, v=(1, WIDTH))
+GAINED_LOW = Family("casts.cuh", "gained_cast<bf16, bf16, {v}>", v=(1, WIDTH))
+ADD_GAINED = Family("casts.cuh", "add_gained<{x}, {v}>", x=("float", "bf16"), v=(1, WIDTH))
 _COPIES: ContextVar[tuple[tuple[Array, Array], ...]] = ContextVar("copies", default=())
 """Float32 arrays, and what each is rounded to while a block lasts."""
 
@@ -98,7 +101,7 @@ def gained_cast(dy: Array, gain: Array | None, dtype: str, dbias: Array, xp: Arr
     Parameters
     ----------
     dy : array, shape (B, N, D)
-        Float32.
+        Float32, or what is returned too: bits of bfloat16 as uint16.
     gain : array, shape (B,), or None
         Float32; None for 1.
     dtype : str
@@ -118,7 +121,7 @@ def gained_cast(dy: Array, gain: Array | None, dtype: str, dbias: Array, xp: Arr
     dy = plain(dy, xp)
     if not dy.size:
         return dy.astype(dtype)
-    if gain is None and dtype == "float32":
+    if gain is None and dtype == dy.dtype:
         add_column_sums(dy.reshape(rows, width), dbias, xp=xp)
         return dy
     y = xp.empty(dy.shape, dtype)
@@ -126,7 +129,8 @@ def gained_cast(dy: Array, gain: Array | None, dtype: str, dbias: Array, xp: Arr
     across, count = blocks(width, LANES * v), min(PARTS, blocks(rows, 2 * WARPS))
     parts = xp.empty((count, width), "float32")
     factors = None if gain is None else plain(gain, xp)
-    GAINED(y=type_of(y), v=v)(
+    kernel = GAINED(y=type_of(y), v=v) if dy.dtype == "float32" else GAINED_LOW(v=v)
+    kernel(
         (across, count),
         (LANES * WARPS,),
         dy,
@@ -140,3 +144,42 @@ def gained_cast(dy: Array, gain: Array | None, dtype: str, dbias: Array, xp: Arr
     )
     add_column_sums(parts, dbias, xp=xp)
     return y
+
+
+def add_gained(residual: Array, branch: Array, gain: Array, xp: ArrayModule) -> Array:
+    """Return a residual plus a branch times the gain of each sample.
+
+    Parameters
+    ----------
+    residual : array, shape (B, N, D)
+        Float32, or bits of bfloat16 as uint16; without gaps.
+    branch : array, shape (B, N, D)
+        Float32, without gaps.
+    gain : array, shape (B,)
+        Float32.
+    xp : module
+        The array module.
+
+    Returns
+    -------
+    array, shape (B, N, D)
+        The sums, in the dtype of the residual.
+    """
+    y, each = xp.empty(residual.shape, residual.dtype), residual.size // len(residual)
+    v = vector(each, residual, branch, y)
+    across = blocks(each, THREADS * v)
+    given = residual, branch, plain(gain, xp), y, across, each
+    ADD_GAINED(x=type_of(y), v=v)((len(residual) * across,), (THREADS,), *given, xp=xp)
+    return y
+
+
+@narrowed.kernel("cupy")
+def narrowed_cuda(x: Array, *, xp: ArrayModule) -> Array:
+    """Replace :func:`vitkit.ops.residual.narrowed` for float32."""
+    return cast(x, "uint16", xp) if x.dtype == "float32" else NotImplemented
+
+
+@widened.kernel("cupy")
+def widened_cuda(x: Array, *, xp: ArrayModule) -> Array:
+    """Replace :func:`vitkit.ops.residual.widened`."""
+    return cast(x, "float32", xp) if x.dtype == "uint16" else NotImplemented

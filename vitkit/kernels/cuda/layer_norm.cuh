@@ -65,8 +65,8 @@ template <class G, class X, int V>
 __global__ void __launch_bounds__(128, 6)
     layer_norm_backward(const G* __restrict__ dy, const X* __restrict__ x,
                         const float* __restrict__ weight, const float* __restrict__ mean,
-                        const float* __restrict__ rstd, const float* __restrict__ residual,
-                        float* __restrict__ dx, float* __restrict__ parts, int rows, int width) {
+                        const float* __restrict__ rstd, const X* __restrict__ residual,
+                        X* __restrict__ dx, float* __restrict__ parts, int rows, int width) {
   DYNAMIC_SHARED(memory);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   float* dweight = reinterpret_cast<float*>(memory) + warp * 2 * width;

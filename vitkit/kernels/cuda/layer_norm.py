@@ -13,14 +13,14 @@ from vitkit.ops.layer_norm import layer_norm, layer_norm_backward
 ROWS = 4  # of a block, one a warp
 WIDEST = 2048  # of a row: 8 floats a column then fill the shared memory of the smallest GPU served
 PARTS = 256  # blocks of a backward pass at most, on any GPU, for equal bits
+FLOWING = ("float", "bf16")
+"""What a residual may be of."""
 FORWARD = Family(
-    "layer_norm.cuh", "layer_norm_forward<{x}, {y}, {v}>", x=("float",), y=STORED, v=(1, 4)
+    "layer_norm.cuh", "layer_norm_forward<{x}, {y}, {v}>", x=FLOWING, y=STORED, v=(1, 4)
 )
-AGAIN = Family(
-    "layer_norm.cuh", "layer_norm_again<{x}, {y}, {v}>", x=("float",), y=STORED, v=(1, 4)
-)
+AGAIN = Family("layer_norm.cuh", "layer_norm_again<{x}, {y}, {v}>", x=FLOWING, y=STORED, v=(1, 4))
 BACKWARD = Family(
-    "layer_norm.cuh", "layer_norm_backward<{dy}, {x}, {v}>", dy=STORED, x=("float",), v=(1, 4)
+    "layer_norm.cuh", "layer_norm_backward<{dy}, {x}, {v}>", dy=STORED, x=FLOWING, v=(1, 4)
 )
 
 
@@ -67,10 +67,13 @@ def normalize_backward(
     dbias: Array,
     xp: ArrayModule,
 ) -> Array:
-    """Return ``dx``, plus a residual, and add the gradients of weight and bias."""
+    """Return ``dx``, plus a residual, and add the gradients of weight and bias.
+
+    ``x``, the residual and ``dx`` are of one dtype.
+    """
     rows, width = rows_of(x), x.shape[-1]
     count = min(PARTS, blocks(rows, ROWS))
-    dx, parts = xp.empty(x.shape, "float32"), xp.empty((count, 2, width), "float32")
+    dx, parts = xp.empty(x.shape, x.dtype), xp.empty((count, 2, width), "float32")
     arrays = [dy, x, weight, dx] if residual is None else [dy, x, weight, dx, residual]
     kernel = BACKWARD(dy=type_of(dy), x=type_of(x), v=vector(width, *arrays))
     inputs = (dy, x, weight, mean, rstd, pointer(residual))

@@ -13,7 +13,6 @@ from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import plain
 from vitkit.kernels.cuda._branch import Branch, usable
 from vitkit.kernels.cuda._products import GELU, ThroughGelu
-from vitkit.kernels.cuda.casts import gained_cast
 from vitkit.kernels.cuda.gelu import activate, through_activation
 from vitkit.kernels.cuda.layer_norm import normalize, normalize_backward, normalized_again
 from vitkit.ops.mlp import ACTIVATIONS, MLPArrays, mlp_branch, mlp_branch_backward_inplace
@@ -31,8 +30,8 @@ def mlp_branch_cuda(
     *,
     xp: ArrayModule,
 ) -> Any:
-    """Replace :func:`vitkit.ops.mlp_branch` for float32 inputs."""
-    if not usable(precision, x, gain, weights) or activation not in ACTIVATIONS:
+    """Replace :func:`vitkit.ops.mlp_branch` for float32 weights."""
+    if not usable(precision, [x], gain, weights) or activation not in ACTIVATIONS:
         return NotImplemented
     branch, x = Branch(precision, xp), plain(x, xp)
     u, mean, rstd = normalize(x, weights.norm_weight, weights.norm_bias, eps, branch.dtype, xp)
@@ -60,9 +59,9 @@ def mlp_branch_backward_cuda(
     *,
     xp: ArrayModule,
 ) -> Any:
-    """Replace :func:`vitkit.ops.mlp_branch_backward_inplace` for float32 inputs."""
+    """Replace :func:`vitkit.ops.mlp_branch_backward_inplace` for float32 weights."""
     mean, rstd, hidden, slope, *h = kept
-    if not usable(precision, x, gain, weights, grads, (dy,)):
+    if not usable(precision, [dy, x], gain, weights, grads):
         if not h:
             return NotImplemented
         _, slope = activate(h[0], "gelu_tanh", True, xp)
@@ -70,15 +69,14 @@ def mlp_branch_backward_cuda(
         kept = mean, rstd, hidden, slope
         reference = mlp_branch_backward_inplace.reference
         return reference(dy, x, kept, weights, grads, gain, precision, xp=xp)
-    branch, x, w = Branch(precision, xp), plain(x, xp), weights
-    dbranch = gained_cast(dy, gain, branch.dtype, grads.fc2_bias, xp)
+    branch, dy, x, w = Branch(precision, xp), plain(dy, xp), plain(x, xp), weights
+    dbranch = branch.output_gradient(dy, gain, hidden, grads.fc2_weight, grads.fc2_bias)
     if h:
         fc2 = branch.low(w.fc2_weight)
         dh = GELU[xp.__name__].backward(dbranch, fc2, h[0], grads.fc1_bias, xp)
     else:
         dh = branch.input_gradient(dbranch, w.fc2_weight)
         dh = through_activation(dh, slope, grads.fc1_bias, xp)
-    branch.add_weight_gradient(dbranch, hidden, grads.fc2_weight)
     u = normalized_again(x, w.norm_weight, w.norm_bias, mean, rstd, branch.dtype, xp)
     branch.add_weight_gradient(dh, u, grads.fc1_weight)
     du = branch.input_gradient(dh, w.fc1_weight)
