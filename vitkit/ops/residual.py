@@ -35,7 +35,7 @@ def narrowed(x: Array, *, xp: ArrayModule) -> Array:
     array of uint16
         The upper halves of the rounded numbers; of the same shape.
     """
-    return to_bfloat16(x, xp=xp)
+    return to_bfloat16(x, xp=xp).reshape(x.shape)  # a single number has become a row of one
 
 
 @Op
