@@ -2,7 +2,7 @@
 
 Each of the two branches of a block adds to it. Rounded, it takes half the memory and half the time
 to read and write, which on a GPU is much of what a block spends outside its products; each branch
-then rounds what it adds to once more, by at most half a last digit of bfloat16, 2**-9 of a number.
+then rounds what it adds to once more, by at most half a last digit of bfloat16, 2**-8 of a number.
 Gradients, which flow back the same way, are rounded likewise. NumPy has no bfloat16: both are kept
 as its bits, uint16.
 """

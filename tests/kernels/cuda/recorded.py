@@ -17,11 +17,11 @@ from vitkit.train.recorded import WARM_UP
 xp = strict_device.xp
 
 
-def trained(graphed: bool, syncs: list[Any]) -> list[np.ndarray]:
+def trained(graphed: bool, syncs: list[Any], **options: Any) -> list[np.ndarray]:
     """Return the weights after some steps, all of which but the first two may be recorded."""
     sizes = {"dim": 32, "depth": 2, "num_heads": 1, "mlp_dim": 48, "num_classes": 3}
     kind = {"activation": "gelu_tanh", "init": "scratch", "precision": "bfloat16"}
-    model = ViT("Ti/4", image_size=8, xp=xp, **sizes, **kind)
+    model = ViT("Ti/4", image_size=8, xp=xp, **sizes, **{**kind, **options})
     optimizer = AdamW(1e-3).attach(model)
     preprocess, rng = Preprocess(255.0, (0.5,) * 3, (0.5,) * 3), np.random.default_rng(5)
     given = model, optimizer, ops.softmax_cross_entropy, preprocess

@@ -16,7 +16,7 @@ from vitkit.testing import cuda_on_cpu, strict_device
 
 xp = strict_device.xp
 EPS = float(np.finfo("float32").eps)
-HALF = 2.0**-8  # what rounding to bfloat16 may change of a number, more than half a last digit
+HALF = 2.0**-8  # half a last digit of bfloat16, as a part of the number
 ORDERS = (0, 1, 2)
 SHAPES = [(1, 1, 1), (3, 5, 33), (2, 65, 192), (4, 197, 8), (1, 3, 130), (700, 1, 4), (5, 2, 6)]
 DTYPES = ["uint16", "float32"]
