@@ -195,6 +195,13 @@ PLANTS = (
         GRADIENTS,
     ),
     plant(
+        "attention of the last block gets the gradient of another token",
+        "nn/block.py",
+        "(dx[:, 0], num_tokens",
+        "(dx[:, -1], num_tokens",
+        GRADIENTS,
+    ),
+    plant(
         "the class token gets no gradient",
         "models/vit.py",
         "self.cls_token.add_grad(dcls_token)",

@@ -15,6 +15,7 @@ from vitkit.nn.block import Block
 from vitkit.nn.context import Context
 from vitkit.nn.dropout import Dropout
 from vitkit.nn.init import SCHEMES, zeros
+from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.layers import LAYERS
 from vitkit.nn.linear import Linear
 from vitkit.nn.module import Module
@@ -174,7 +175,7 @@ class ViT(Module):
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the logits (B, K) of images ``x`` (B, C, H, W)."""
-        x = self._encode(x, ctx)
+        x = self._encode(x, ctx, few=self._reads_one_token(ctx))
         x = self.pool.forward(self.norm.forward(x, ctx), ctx)
         if self.pre_logits is not None:
             x = self.pre_logits.forward(x, ctx)
@@ -189,8 +190,7 @@ class ViT(Module):
         dx = self.head.backward(dy, ctx)
         if self.pre_logits is not None:
             dx = self.pre_logits.backward(dx, ctx)
-        dx = self.norm.backward(self.pool.backward(dx, ctx), ctx)
-        return self._embed_backward(self._blocks_backward(dx, ctx), ctx)
+        return self._encode_backward(self.norm.backward(self.pool.backward(dx, ctx), ctx), ctx)
 
     def features(self, images: Array, *, tokens: bool = False) -> Array:
         """Return the pooled output of the encoder, from which the head classifies.
@@ -208,8 +208,9 @@ class ViT(Module):
             The normalised output of the encoder.
         """
         ctx = Context()
+        few = not tokens and self._reads_one_token(ctx)
         with self.rounded_once():
-            x = self.norm.forward(self._encode(images, ctx), ctx)
+            x = self.norm.forward(self._encode(images, ctx, few=few), ctx)
         return x if tokens else self.pool.forward(x, ctx)
 
     def attention_maps(self, images: Array) -> Array:
@@ -247,19 +248,29 @@ class ViT(Module):
                 x = self._wide(self._through(block, block.forward, self._rounded(x), ctx))
         return self.xp.stack(maps)
 
-    def _encode(self, images: Array, ctx: Context) -> Array:
-        """Return the last block's output (B, N, D)."""
-        x = self._rounded(self._embed(images, ctx))
-        for block in self.blocks:
-            x = self._through(block, block.forward, x, ctx)
-        return self._wide(x)
+    def _reads_one_token(self, ctx: Context) -> bool:
+        """Return whether the last block may leave out what only other tokens need."""
+        last = self.blocks[-1]
+        each = type(self.pool) is FirstToken and type(self.norm) is LayerNorm
+        return each and type(last) is Block and last.can_stop_at_first(ctx)
 
-    def _blocks_backward(self, dy: Array, ctx: Context) -> Array:
-        """Return the gradient of what comes into the first block."""
-        dx = self._rounded(dy)
-        for block in reversed(self.blocks):
+    def _encode(self, images: Array, ctx: Context, *, few: bool) -> Array:
+        """Return the last block's output (B, N, D), of all tokens or the few that are read."""
+        x = self._rounded(self._embed(images, ctx))
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = self._through(block, block.forward, x, ctx)
+        end = cast("Block", last).first if few else last.forward
+        return self._wide(self._through(last, end, x, ctx))
+
+    def _encode_backward(self, dy: Array, ctx: Context) -> Array:
+        """Return the gradient of the images, given that of what the head's norm read."""
+        *blocks, last = self.blocks
+        end = cast("Block", last).first_backward if self._reads_one_token(ctx) else last.backward
+        dx = self._through(last, end, self._rounded(dy), ctx)
+        for block in reversed(blocks):
             dx = self._through(block, block.backward, dx, ctx)
-        return self._wide(dx)
+        return self._embed_backward(self._wide(dx), ctx)
 
     def _through(self, block: Module, function: Pass, x: Array, ctx: Context) -> Array:
         """Return what a block makes of what flows; one that is not ours sees float32."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vitkit import ops
 from vitkit.backend import Array, ArrayModule
 from vitkit.nn.activation import ACTIVATIONS, ActivationPair
 from vitkit.nn.attention import Attention
@@ -13,7 +14,10 @@ from vitkit.nn.init import SCHEMES, Scheme
 from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.mlp import MLP
 from vitkit.nn.module import Module
-from vitkit.nn.residual import residual, residual_backward
+from vitkit.nn.residual import fuses, residual, residual_backward
+
+ROWS = 32
+"""How many rows a kernel for products of bfloat16 wants at least."""
 
 
 class Block(Module):
@@ -74,4 +78,29 @@ class Block(Module):
     def backward(self, dy: Array, ctx: Context) -> Array:
         """Return ``dx``."""
         dx = residual_backward(self.norm2, self.mlp, self.drop_path2, dy, ctx)
+        return residual_backward(self.norm1, self.attn, self.drop_path1, dx, ctx)
+
+    def can_stop_at_first(self, ctx: Context) -> bool:
+        """Return whether :meth:`first` may be asked for: the MLP takes each token by itself.
+
+        One of a plugin may mix tokens, and dropout draws a number for each of them.
+        """
+        return fuses(self.norm2, self.mlp, self.drop_path2, ctx)
+
+    def first(self, x: Array, ctx: Context) -> Array:
+        """Return the first tokens (B, k, D) of what ``forward`` returns, and make no others.
+
+        What a head on the class token reads: nothing comes of the other tokens after attention, and
+        nothing flows back to them but zeros. There are as many as kernels want rows of at once.
+        """
+        x = residual(self.norm1, self.attn, self.drop_path1, x, ctx)
+        ctx.push(self, x.shape[1])
+        few = x[:, : -(-ROWS // max(len(x), 1))]
+        return residual(self.norm2, self.mlp, self.drop_path2, self.xp.ascontiguousarray(few), ctx)
+
+    def first_backward(self, dy: Array, ctx: Context) -> Array:
+        """Return ``dx`` (B, N, D) of :meth:`first`, of a ``dy`` that is zero but for one token."""
+        dx = residual_backward(self.norm2, self.mlp, self.drop_path2, dy, ctx)
+        (num_tokens,) = ctx.pop(self)
+        dx = ops.pool_first_backward(dx[:, 0], num_tokens, xp=self.xp)
         return residual_backward(self.norm1, self.attn, self.drop_path1, dx, ctx)
