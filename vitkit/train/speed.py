@@ -32,7 +32,8 @@ Turn = Callable[[], None]
 def flops(model: ViT) -> float:
     """Return the floating-point operations of one image's forward pass.
 
-    Two for each multiply-add of a matrix product; everything else is left out, as is usual.
+    Two for each multiply-add of a matrix product; everything else is left out, as is usual. All
+    tokens count, though the last block computes only those that are read.
     """
     c = model.config
     tokens, patches = c.num_tokens, c.grid[0] * c.grid[1]
