@@ -13,6 +13,7 @@ from vitkit.nn.context import Context
 from vitkit.nn.dropout import DropPath
 from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.module import Module
+from vitkit.nn.wrappers import unwrap
 from vitkit.ops.residual import is_narrow, narrowed, widened
 
 
@@ -23,8 +24,8 @@ def residual(norm: Module, inner: Any, drop_path: Module, x: Array, ctx: Context
         y: Array = inner.branch(x, own_norm, own_drop_path.gain(x, ctx), ctx)
         return y
     if is_narrow(x):
-        y = residual(norm, inner, drop_path, widened(x, xp=norm.xp), ctx)
-        return narrowed(y, xp=norm.xp)
+        xp = unwrap(norm).xp  # a wrapper need not have been placed
+        return narrowed(residual(norm, inner, drop_path, widened(x, xp=xp), ctx), xp=xp)
     return x + drop_path.forward(inner.forward(norm.forward(x, ctx), ctx), ctx)
 
 
@@ -36,8 +37,9 @@ def residual_backward(
         dx: Array = inner.branch_backward(dy, parts[0], ctx)
         return dx
     if is_narrow(dy):
-        dx = residual_backward(norm, inner, drop_path, widened(dy, xp=norm.xp), ctx)
-        return narrowed(dx, xp=norm.xp)
+        xp = unwrap(norm).xp
+        dx = residual_backward(norm, inner, drop_path, widened(dy, xp=xp), ctx)
+        return narrowed(dx, xp=xp)
     return dy + norm.backward(inner.backward(drop_path.backward(dy, ctx), ctx), ctx)
 
 
