@@ -107,8 +107,8 @@ def _settings(config: RunConfig, registries: Registries) -> list[str]:
         )
     if not config.model.residual_in_fp32 and train.precision != "bfloat16":
         problems.append(
-            f"model.residual_in_fp32: got false, which goes with train.precision 'bfloat16'; that "
-            f"is {train.precision!r}. Leave one of them out, or set both."
+            f"train.precision: got {train.precision!r}, but model.residual_in_fp32 is false, which "
+            "goes with 'bfloat16'. Leave one of them out, or set both."
         )
     better = "max" if train.monitor.endswith("accuracy") else "min"
     if train.mode != better:
