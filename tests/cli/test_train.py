@@ -126,6 +126,20 @@ def test_a_precision_that_there_is_not(vitkit_: Any) -> None:
     )
 
 
+def test_a_narrow_residual_is_for_gpus(tmp_path: Path, vitkit_: Any, small: list[str]) -> None:
+    narrow = "--set", "model.residual_in_fp32=false"
+    end = vitkit_(*small, "--epochs", "1", "--precision", "bfloat16", *narrow)
+    assert end.returncode == 0, end.stderr
+    run = only_run(tmp_path)
+    assert tomllib.loads((run / "config.toml").read_text())["model"]["residual_in_fp32"] is False
+    served = json.loads((run / "env.json").read_text())["precision"]["served"]
+    said = {"bfloat16": "residual_in_fp32=False is for GPUs: ", "float32": "in float32 here: "}
+    assert end.stderr.count(said[served]) == 1
+    end = vitkit_(*small, "--precision", "tf32", *narrow)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert "train.precision: got 'tf32', but model.residual_in_fp32 is false" in end.stderr
+
+
 def test_every_problem_has_a_line_and_nothing_is_written(tmp_path: Path, vitkit_: Any) -> None:
     end = vitkit_("train", "--lr", "99", "--backend", "cuda", "--set", "model.num_heads=7")
     assert (end.returncode, end.stdout) == (2, "")

@@ -160,6 +160,7 @@ def test_its_checkpoint_opens_on_a_cpu(
     ]
     assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
     monkeypatch.setattr(kernels, "_why_not", lambda precision, xp: "")
+    kernels._say_it_stays_wide.cache_clear()
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="vitkit"):
         model = restore(folder).model

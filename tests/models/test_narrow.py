@@ -331,8 +331,10 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
         def now(self) -> list[str]:
             return [record.getMessage() for record in caplog.records]
 
+    kernels._say_it_stays_wide.cache_clear()
     with caplog.at_level(logging.WARNING, logger="vitkit"):
         yield Lines()
+    kernels._say_it_stays_wide.cache_clear()
 
 
 LINE = "residual_in_fp32=False is for GPUs: what flows from block to block stays float32 here."

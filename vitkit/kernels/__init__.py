@@ -71,13 +71,19 @@ def served_precision(wanted: str, xp: ArrayModule, dtype: Any) -> str:
 
 
 def serves_narrow_residual(xp: ArrayModule) -> bool:
-    """Return whether blocks in bfloat16 pass each other bfloat16, or say in a line why not."""
+    """Return whether blocks in bfloat16 pass each other bfloat16, or say once why not."""
     if kernels_off() or FOLDERS.get(xp.__name__) == "cuda":
         return True
+    _say_it_stays_wide()
+    return False
+
+
+@functools.cache
+def _say_it_stays_wide() -> None:
+    """Log the line, once: a run places its model again to evaluate it."""
     LOGGER.warning(
         "residual_in_fp32=False is for GPUs: what flows from block to block stays float32 here."
     )
-    return False
 
 
 def rounded_once(
