@@ -223,7 +223,7 @@ class Draws:
 
         class Times(self.parity.torch.nn.Module):  # type: ignore[name-defined,misc]
             def forward(self, x: Any) -> Any:
-                return x * mask
+                return (x * mask).to(x.dtype)  # which may be narrower than the mask's
 
         return Times()
 

@@ -1,4 +1,7 @@
-"""Blocks with dropout in the 16-bit precisions beside PyTorch's autocast; the truth is float64."""
+"""The 16-bit precisions beside PyTorch's autocast, and beside all of it in bfloat16.
+
+The truth is float64.
+"""
 
 from __future__ import annotations
 
@@ -78,3 +81,46 @@ def test_training_with_dropout(
         assert errors[name] < TOLERANCE * UNIT[precision], name
         assert apart(found[name], theirs[name]) < 1.5 * TOLERANCE * UNIT[precision], name
     assert np.mean(list(errors.values())) < np.mean(list(autocast.values()))
+
+
+@pytest.mark.parametrize("parity", ["float32"], indirect=True)
+@pytest.mark.parametrize("rates", [(0.0, 0.0), (0.2, 0.0), (0.0, 0.1)], ids=str)
+def test_a_residual_in_bfloat16(
+    rates: tuple[float, float], parity: Any, torch_vit: Any, torch_name: Any, draws: Any
+) -> None:
+    """Beside a PyTorch model in bfloat16, weights, residual and all, as the fast ones train."""
+    torch, (rate, path) = parity.torch, rates
+    given = {**SIZES, "depth": 4, "dropout": rate, "drop_path": path}
+    model = ViT("Ti/16", backend=None, residual_in_fp32=False, **given)
+    parity.place(model)
+    twin = torch_vit(model.config)
+    parity.copy_weights(model, twin, torch_name)
+    low = copy.deepcopy(twin).to(torch.bfloat16)
+    for each in (twin.double(), low):
+        drawn = draws(SEED, STEP)
+        each.pos_drop = drawn.times(drawn.mask((BATCH, 10, 48), rate))
+        for which, block in enumerate(each.blocks):
+            drawn.put_in_block(block, BATCH, 10, rate, path * which / 3)
+    images, timages = parity.normal(BATCH, 3, 12, 12)
+    dlogits, tdlogits = parity.normal(BATCH, 7)
+
+    nothing = torch.autocast("cpu", enabled=False)
+    exact = gradients(twin, timages.double(), tdlogits.double(), nothing)
+    theirs = gradients(low, timages.bfloat16(), tdlogits.bfloat16(), nothing)
+
+    with ops.reference_only():  # what every kernel is held to
+        weights = model.state_dict()
+        model.place(parity.xp, seed=None, precision="bfloat16")
+        model.load_state_dict(weights)
+        ctx = nn.Context(train=True, seed=SEED, step=STEP, input_gradient=False)
+        logits = model.forward(images, ctx)
+        model.backward(dlogits, ctx)
+    found = {torch_name(name): to_numpy(p.grad) for name, p in model.named_parameters()}
+    found["logits"] = to_numpy(logits)
+
+    assert found.keys() == exact.keys()
+    errors = {name: apart(found[name], exact[name]) for name in exact}
+    pure = {name: apart(theirs[name], exact[name]) for name in exact}
+    for name, error in errors.items():
+        assert error < 2 * pure[name], name
+    assert np.mean(list(errors.values())) < np.mean(list(pure.values()))
