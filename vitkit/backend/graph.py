@@ -46,7 +46,7 @@ class CudaGraph:
         self._cupy.get_default_memory_pool().free_all_blocks()
         self._wait_for(self._cuda.get_current_stream())
         with self._stream, self._cuda.using_allocator(self._pool.malloc):
-            self._stream.begin_capture()
+            self._stream.begin_capture()  # in CuPy's relaxed mode, which lets memory be taken
             try:
                 result = function()
             except BaseException:

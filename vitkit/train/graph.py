@@ -29,9 +29,10 @@ Key = tuple[tuple[tuple[tuple[int, ...], str], ...], int, float]
 class GraphedStep:
     """:func:`vitkit.train.train_step`, one graph for each shape of batches.
 
-    The first two steps of a shape run as they would without, and the third is recorded. The model,
-    its optimizer and what they keep must stay where they are: a model that is placed anew needs a
-    new ``GraphedStep``. Numbers that Python knows, such as betas and rates of dropout, are those of
+    The first step of a shape runs as it would without, the second in the form that is recorded, so
+    that all is compiled, loaded and chosen by then, and the third is recorded. The model, its
+    optimizer and what they keep must stay where they are: a model that is placed anew needs a new
+    ``GraphedStep``. Numbers that Python knows, such as betas and rates of dropout, are those of
     the step that was recorded: where a callback or a plugin changes them, do without.
 
     Each graph keeps the memory of a whole step. Where a step without a graph, an evaluation or a
@@ -117,13 +118,19 @@ class GraphedStep:
             begun = False
             return self._run(batches, **others, before_update=begin)
 
+        def rehearse() -> StepLog:
+            return made().rehearse(**others, before_update=begin)
+
         def replay(recorded: _Recorded) -> StepLog:
             begin()
             return recorded.replay(batches, lr, step)
 
         def record() -> tuple[_Recorded, StepLog]:
-            recorded = _Recorded(self.optimizer, self._run, batches, self.model.xp)
+            recorded = made()
             return recorded, recorded.record(**others, before_update=begin)
+
+        def made() -> _Recorded:
+            return _Recorded(self.optimizer, self._run, batches, self.model.xp)
 
         # What a step reads on the host is as it was when it was recorded.
         shapes = tuple((batch.images.shape, batch.images.dtype.name) for batch in batches)
@@ -133,6 +140,7 @@ class GraphedStep:
             shapes,
             " + ".join(str(batch.images.shape) for batch in batches),
             plain=plain,
+            rehearse=rehearse,
             record=record,
             replay=replay,
             # Until it begins to update it has written nothing but gradients, which begin anew.
@@ -141,7 +149,7 @@ class GraphedStep:
 
 
 class _Recorded:
-    """A step of one shape: its graph, and the arrays that it reads."""
+    """A step of one shape: its graph, if there is one, and the arrays that it reads."""
 
     def __init__(
         self,
@@ -152,24 +160,36 @@ class _Recorded:
     ) -> None:
         self._optimizer, self._run, self._xp = optimizer, run, xp
         self._batches = [_on_device(batch, xp) for batch in batches]
-        self._uploads = [
-            uploader(array, xp=xp) for each in self._batches for array in (each.images, each.labels)
-        ]
+        self._uploads: list[Callable[[Any], None]] = []
         self._lr, self._step, self._count = (  # as Python has them, for the bits of an eager step
             xp.zeros((), kind) for kind in ("float64", "int64", "int64")
         )
         self._graph: Recording | None = None
         self._log: StepLog | None = None
 
+    def rehearse(
+        self, lr: float, step: int, before_update: Callable[[], None], **others: Any
+    ) -> StepLog:
+        """Do the step as it will be recorded, and return what it left.
+
+        It has no stream or pool of its own: what is loaded and chosen depends on neither, and CuPy
+        would keep the memory of one more step for them.
+        """
+
+        def begin() -> None:  # counted when a step counts itself: before it changes anything
+            before_update()
+            self._optimizer.check()
+            self._optimizer.steps += 1
+
+        self._write(lr, step)
+        return replace(self._made(before_update=begin, **others), lr=lr)
+
     def record(self, lr: float, step: int, **others: Any) -> StepLog:
         """Record the step, which does it, and return what it left."""
+        xp, given = self._xp, self._batches
+        self._uploads = [uploader(x, xp=xp) for each in given for x in (each.images, each.labels)]
         self._write(lr, step)
-
-        def run() -> StepLog:
-            with self._optimizer.counting(self._count):
-                return self._run(self._batches, lr=self._lr, step=self._step, **others)
-
-        self._graph, self._log = record(run, xp=self._xp)
+        self._graph, self._log = record(lambda: self._made(**others), xp=xp)
         self._optimizer.steps += 1
         return self._copied(lr)
 
@@ -184,6 +204,10 @@ class _Recorded:
         self._graph.replay()
         self._optimizer.steps += 1
         return self._copied(lr)
+
+    def _made(self, **others: Any) -> StepLog:
+        with self._optimizer.counting(self._count):
+            return self._run(self._batches, lr=self._lr, step=self._step, **others)
 
     def _write(self, lr: float, step: int) -> None:
         self._lr.fill(number("lr", lr, at_least=0))
@@ -211,10 +235,10 @@ def _on_device(batch: Batch, xp: Any) -> Batch:
 class GraphedForward:
     """A model's inference, one graph for each shape of images.
 
-    The first two passes of a shape run as they would without, and the third is recorded. Weights
-    are read at each pass, wherever they come from, and a model that is placed anew is recorded
-    anew; what layers keep in Python is as it was in the pass that was recorded. Memory is shared
-    out as by :class:`GraphedStep`.
+    The first pass of a shape runs as it would without, the second in the form that is recorded, and
+    the third is recorded. Weights are read at each pass, wherever they come from, and a model that
+    is placed anew is recorded anew; what layers keep in Python is as it was in the pass that was
+    recorded. Memory is shared out as by :class:`GraphedStep`.
 
     Parameters
     ----------
@@ -272,6 +296,7 @@ class GraphedForward:
             shape,
             str(images.shape),
             plain=lambda: self.model(images),
+            rehearse=lambda: self.model(xp.array(images)),
             record=recorded,
             replay=replay,
             left=left,

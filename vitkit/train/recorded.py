@@ -14,7 +14,10 @@ from vitkit.kernels import why_none
 from vitkit.ops._op import kernels_off, watch
 
 LOGGER = logging.getLogger("vitkit")
-WARM_UP = 2  # times that a shape is run before it is recorded: kernels are compiled and timed
+WARM_UP = 2
+"""Times that something is done before it is recorded, the last of them in the form that is
+recorded. While a stream captures nothing can be timed, and CUDA bears that a kernel is loaded in
+the relaxed mode alone, which is the one that CuPy captures in."""
 REPAID = 8
 """Replays that pay for a recording. It takes about as long as asking for everything three times:
 for the work, for the graph and for memory of its own; a replay saves one such time where the device
@@ -69,6 +72,7 @@ class Graphs(Generic[R]):
         self._records, self._falls_back = records, falls_back
         self.recorded: dict[Hashable, R] = {}
         self._seen: dict[Hashable, int] = {}
+        self._rehearsed: set[Hashable] = set()
         self._unrecordable: set[Hashable] = set()  # shapes
         self._told = False  # that graphs were let go of
         self._alone = False  # while something is done again for which they were
@@ -82,6 +86,7 @@ class Graphs(Generic[R]):
         said: str,
         *,
         plain: Callable[[], T],
+        rehearse: Callable[[], T],
         record: Callable[[], tuple[R, T]],
         replay: Callable[[R], T],
         left: int = REPAID,
@@ -95,12 +100,13 @@ class Graphs(Generic[R]):
             What a graph depends on, and what decides whether there can be one.
         said : str
             The shapes in words.
-        plain, record, replay : callable
-            The three ways; ``record`` returns what it recorded first.
+        plain, rehearse, record, replay : callable
+            The four ways; ``rehearse`` is as it will be recorded, and ``record`` returns what it
+            recorded first.
         left : int
             How many times it is to be done after this, as far as is known.
         may_repeat : callable
-            Whether ``plain`` may be begun again where it found too little memory.
+            Whether ``plain`` or ``rehearse`` may be begun again where it failed.
         """
         if self._alone or not self._records or watch.get() is not None:
             return self.beside(plain, may_repeat)
@@ -109,13 +115,24 @@ class Graphs(Generic[R]):
             self._replays += 1
             return replay(recorded)
         seen = self._seen[key] = self._seen.get(key, 0) + 1
-        if seen <= WARM_UP or shapes in self._unrecordable or left < REPAID:
+        if seen < WARM_UP or shapes in self._unrecordable or left < REPAID:
             return self.beside(plain, may_repeat)
+        rehearsed = key in self._rehearsed
         try:
-            self.recorded[key], result = record()
+            if rehearsed:
+                self.recorded[key], result = record()
+            else:
+                result = self.beside(rehearse, may_repeat)
+                self._rehearsed.add(key)
             return result
         except Exception as error:
             if not self._falls_back:
+                raise
+            if not (rehearsed or may_repeat()):  # it has changed what a second time would again
+                error.add_note(
+                    f"{self._what} is done like this to be recorded as a graph, with numbers that "
+                    "change in arrays of the device; if that is why, graph=False does without."
+                )
                 raise
             LOGGER.warning(
                 "%s on images of shape %s cannot be recorded as a graph: %s.",
