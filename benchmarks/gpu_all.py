@@ -31,20 +31,23 @@ from command import say
 from gpu_race import Clock
 
 HERE = Path(__file__).resolve().parent
-VITKITS = "bfloat16_graph,bfloat16,tf32,reference,eager"
-SMALL = "bfloat16_graph,bfloat16,eager,compiled"
+VITKITS = "bfloat16_graph,bfloat16_narrow_graph,bfloat16,tf32,reference,eager"
+LARGE = "bfloat16_graph,bfloat16_narrow_graph,bfloat16,eager,compiled,max_autotune,tf32"
+SMALL = "bfloat16_graph,bfloat16_narrow_graph,eager,compiled"
+QUICK = "bfloat16_graph,bfloat16_narrow_graph,eager"
 PARTS: dict[str, tuple[float, tuple[str, ...]]] = {
-    "train_B": (255, ("gpu_train.py", "B", "--rounds", "5")),
+    "train_B": (250, ("gpu_train.py", "B", "--rounds", "5", "--only", LARGE)),
     "profile_B": (35, ("gpu_profile.py", "B")),
     "train_T": (55, ("gpu_train.py", "T", "--rounds", "5", "--only", SMALL)),
-    "infer_B": (75, ("gpu_infer.py", "B", "--rounds", "5")),
-    "kernels": (80, ("gpu_kernels.py", "B")),
+    "infer_B": (65, ("gpu_infer.py", "B", "--rounds", "5", "--only", LARGE)),
+    "profile_B_narrow": (30, ("gpu_profile.py", "B", "--narrow")),
+    "kernels": (65, ("gpu_kernels.py", "B")),
     "profile_T": (20, ("gpu_profile.py", "T")),
 }
 """What is run, and how much of the time each gets, in the order of how much it matters."""
 DRY: dict[str, tuple[float, tuple[str, ...]]] = {
-    "train_tiny": (4, ("gpu_train.py", "--dry", "--only", "bfloat16_graph,eager")),
-    "infer_tiny": (1, ("gpu_infer.py", "--dry", "--only", "bfloat16_graph,eager")),
+    "train_tiny": (4, ("gpu_train.py", "--dry", "--only", QUICK)),
+    "infer_tiny": (1, ("gpu_infer.py", "--dry", "--only", QUICK)),
     "profile_tiny": (1, ("gpu_profile.py", "--dry")),
     "kernels": (1, ("gpu_kernels.py", "--dry", "--only", "attention_own,product,norm_low")),
 }
@@ -54,6 +57,7 @@ DRY_COMPLETE: dict[str, tuple[float, tuple[str, ...]]] = {
     "train_tiny_erf": (2, ("gpu_train.py", "--dry", "--gelu", "erf", "--only", VITKITS)),
     "profile_tiny": (1, ("gpu_profile.py", "--dry")),
     "profile_tiny_erf": (1, ("gpu_profile.py", "--dry", "--gelu", "erf")),
+    "profile_tiny_narrow": (1, ("gpu_profile.py", "--dry", "--narrow")),
     "infer_tiny": (5, ("gpu_infer.py", "--dry")),
     "kernels": (4, ("gpu_kernels.py", "--dry")),
     "kernels_erf": (1, ("gpu_kernels.py", "--dry", "--gelu", "erf", "--only", "activate")),

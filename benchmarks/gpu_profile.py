@@ -1,6 +1,7 @@
 """Where each millisecond of vitkit's training step goes on a GPU, against its floor.
 
-Usage: python benchmarks/gpu_profile.py [B|T|tiny] [--budget SECONDS] [--batch IMAGES] [--out FILE]
+Usage: python benchmarks/gpu_profile.py [B|T|tiny] [--budget SECONDS] [--batch IMAGES] [--narrow]
+           [--out FILE]
 
 The GPU notes a time around each part of a bfloat16 step, while the host is ahead of it, so that a
 part's time is the part's and not that of asking for it. The floor of a part is the longer of two
@@ -23,7 +24,7 @@ import command
 import gpu_machine
 import report
 from contenders.costs import Cost
-from contenders.entries import GPU_PROFILE
+from contenders.entries import GPU_PROFILE, GPU_PROFILE_NARROW, Entry
 from contenders.task import Order, write_data
 from gpu_race import Clock
 from process import Dropped, Racer
@@ -90,11 +91,13 @@ def wrong(numbers: dict[str, list[float]]) -> str:
     return ", ".join(f"{what} {each:.1e} apart" for what, each in named if not each <= TOLERANCE)
 
 
-def measured(order: Order, threads: int, clock: Clock, folder: Path) -> dict[str, Any]:
+def measured(
+    order: Order, threads: int, clock: Clock, folder: Path, entry: Entry = GPU_PROFILE
+) -> dict[str, Any]:
     """Return what a process of its own found; raise Dropped if it cannot."""
     decayed, _, flop = write_weights(replace(order.sizes, batch_size=1), Path(order.weights))
     write_data(order.sizes, folder)
-    racer = Racer(GPU_PROFILE, threads, folder / "log", stops=False)
+    racer = Racer(entry, threads, folder / "log", stops=False)
     try:
         request = asdict(replace(order, decayed=decayed))
         patience = max(clock.left(), 5.0)
@@ -109,6 +112,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=120.0, help="seconds in all")
     parser.add_argument("--batch", type=int, help="images")
     parser.add_argument("--gelu", choices=("tanh", "erf"), default="tanh")
+    parser.add_argument("--narrow", action="store_true", help="the residual is bfloat16 too")
     arguments = command.parse(parser, ())
     clock = Clock(arguments.budget)
     with tempfile.TemporaryDirectory() as where:
@@ -126,12 +130,14 @@ def main() -> int:
             "command": command.command_line(),
             **gpu_machine.describe(arguments.threads),
             "name": arguments.name,
+            "narrow": arguments.narrow,
             "configuration": asdict(order.sizes),
             "budget": clock.budget,
             "cut": [],
         }
         try:
-            found |= measured(order, 1, clock, Path(where))
+            entry = GPU_PROFILE_NARROW if arguments.narrow else GPU_PROFILE
+            found |= measured(order, 1, clock, Path(where), entry)
             found["summary"] = judged(found)
         except Dropped as dropped:
             found["cut"].append(f"Not measured: {dropped.status}: {dropped.reason}.")
@@ -151,7 +157,8 @@ def lines(found: dict[str, Any], style: str = "markdown") -> Iterable[str]:
     whole = summary["step"]["parts_ms"]
     yield (
         f"gpu_profile, configuration {found['name']}: a training step of {c['batch_size']} images "
-        f"in bfloat16, {c['activation']}; medians of steps. {found['gpu']['name']}, {found['date']}"
+        f"in bfloat16, {'its residual too, ' if found.get('narrow') else ''}{c['activation']}; "
+        f"medians of steps. {found['gpu']['name']}, {found['date']}"
     )
     for each in (summary["rows"], summary["groups"]):
         yield ""

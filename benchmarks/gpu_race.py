@@ -43,7 +43,12 @@ PEERS = {
     "infer": {"logits": 3e-2},
 }
 """How far apart two contenders may be, relatively, since most are bfloat16."""
-WEIGHTS = {"compiled": 3.0, "max_autotune": 6.0, "bfloat16_graph": 2.0}
+WEIGHTS = {
+    "compiled": 3.0,
+    "max_autotune": 6.0,
+    "bfloat16_graph": 2.0,
+    "bfloat16_narrow_graph": 2.0,
+}
 """Shares of the time to look for a batch in, where they are not 1."""
 WITHOUT_EVIDENCE = ("compiled", "max_autotune")
 """Who would have to be compiled for the small batch too: their numbers are compared to others'."""

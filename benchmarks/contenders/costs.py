@@ -12,6 +12,8 @@ from contenders.task import Configuration
 
 SINGLE, HALF = 4, 2
 """Bytes of float32, and of bfloat16."""
+ROWS = 32
+"""How many rows the last block makes at least, of all images together, where a head reads one."""
 UPDATES = {"adamw": 28, "adam": 28, "sgd": 20, "lamb": 28, "lion": 20, "ema": 12}
 """Bytes an update must read and write for each weight."""
 CHANGED = 2 * SINGLE
@@ -75,14 +77,21 @@ def attention_backward(batch: int, tokens: int, heads: int, width: int) -> Cost:
     return Cost(5 * forward.flop // 2, 2 * forward.bytes - stats)
 
 
-def norm(numbers: int, out: int = HALF) -> Cost:
-    """Return the cost of normalizing rows of float32, the first time and again."""
-    return Cost(0, (SINGLE + out) * numbers)
+def norm(numbers: int, out: int = HALF, flowing: int = SINGLE) -> Cost:
+    """Return the cost of normalizing rows, ``flowing`` bytes a number, the first time and again."""
+    return Cost(0, (flowing + out) * numbers)
 
 
-def norm_backward(numbers: int, each: int = HALF, residual: bool = True) -> Cost:
+def norm_backward(
+    numbers: int, each: int = HALF, residual: bool = True, flowing: int = SINGLE
+) -> Cost:
     """Return the cost of its gradient, to which that of a residual is added."""
-    return Cost(0, (each + SINGLE + residual * SINGLE + SINGLE) * numbers)
+    return Cost(0, (each + (2 + residual) * flowing) * numbers)
+
+
+def add_gained(numbers: int, flowing: int = SINGLE) -> Cost:
+    """Return the cost of adding to a residual what is float32, times the gain of each sample."""
+    return Cost(0, (2 * flowing + SINGLE) * numbers)
 
 
 def activation(numbers: int, keep: bool = True) -> Cost:
@@ -95,9 +104,9 @@ def through_activation(numbers: int) -> Cost:
     return Cost(0, 3 * HALF * numbers)
 
 
-def narrow(numbers: int) -> Cost:
-    """Return the cost of rounding float32 to 16 bits, or of widening them."""
-    return Cost(0, (SINGLE + HALF) * numbers)
+def narrow(numbers: int, each: int = SINGLE) -> Cost:
+    """Return the cost of rounding float32 to 16 bits, of widening them, or of changing them."""
+    return Cost(0, (each + HALF) * numbers)
 
 
 def sums(numbers: int, each: int = HALF) -> Cost:
@@ -129,13 +138,14 @@ def operations(c: Configuration, weights: int, clips: bool) -> dict[str, Cost]:
     """
     tokens, first = c.batch_size * c.tokens * c.dim, c.batch_size * c.dim
     patches, logits = tokens - first, c.batch_size * c.num_classes
+    last = min(tokens, -(-ROWS // c.batch_size) * first)  # what the last block makes of its MLP
     pixels = c.batch_size * 3 * c.image_size**2
     numbers = {
         "patchify": 2 * pixels,
         "embed_positions": patches + tokens,
-        "layer_norm": 2 * tokens,
-        "layer_norm_backward": 3 * tokens,
-        "pool_first_backward": first + tokens,
+        "layer_norm": 2 * last,
+        "layer_norm_backward": 3 * last,
+        "pool_first_backward": (first + last) + (first + tokens),
         "softmax_cross_entropy": 2 * logits,
         "embed_positions_backward": tokens,
         "zeroing gradients": weights,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ def _gpu_vitkit(title: str, mode: str, precision: str, kernels: str = "on") -> E
 
 GPU_ENTRIES = {
     "bfloat16_graph": _gpu_vitkit("bf16, CUDA graph", "bfloat16_graph", HALF),
+    "bfloat16_narrow_graph": _gpu_vitkit(
+        "bf16, residual too, CUDA graph", "bfloat16_narrow_graph", HALF
+    ),
     "bfloat16": _gpu_vitkit("bf16", "bfloat16", HALF),
     "eager": _gpu_torch("bf16 eager", "eager"),
     "compiled": _gpu_torch("bf16 torch.compile", "compiled"),
@@ -103,6 +106,8 @@ GPU_PROFILE = Entry(
     "vitkit bf16", "vitkit.train", "gpu_vitkit_profile", HALF, HALF, {"VITKIT_KERNELS": "on"}
 )
 """Who shows where a training step's time goes on a GPU."""
+GPU_PROFILE_NARROW = replace(GPU_PROFILE, title="vitkit bf16, residual too", mode="bfloat16_narrow")
+"""The same of a model whose residual is bfloat16 too."""
 
 OPERATIONS = {
     "torch": Entry("PyTorch", "torch", "torch_ops", "float32"),

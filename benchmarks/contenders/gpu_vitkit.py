@@ -1,4 +1,7 @@
-"""vitkit on a GPU: by references, in three precisions, and each step as one CUDA graph."""
+"""vitkit on a GPU: by references, in three precisions, and each step as one CUDA graph.
+
+In bfloat16 what flows between blocks, the residual, is float32, or bfloat16 as PyTorch's is.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ from vitkit.train.graph import GraphedForward, GraphedStep
 
 GRAPHED = "_graph"
 """How the modes end that record a graph; before it stands the precision."""
+NARROW = "_narrow"
+"""How a precision ends in which the residual is bfloat16 too."""
 STEPS = 4
 """Until the gradient is that of a replay: two steps run, one is recorded."""
 _dry = contextlib.ExitStack()
@@ -56,7 +61,9 @@ def made(mode: str, order: task.Order) -> tuple[ViT, device.Device, Batch]:
     precision = "float32" if mode == "reference" else mode.removesuffix(GRAPHED)
     if mode.endswith(GRAPHED) and not can_record(xp):
         raise Skip(f"work on {xp.__name__} cannot be recorded")
-    model = checked_model(order.sizes, precision, xp, seed=None)
+    wide = not precision.endswith(NARROW)
+    precision = precision.removesuffix(NARROW)
+    model = checked_model(order.sizes, precision, xp, seed=None, residual_in_fp32=wide)
     model.load_state_dict(load_file(order.weights))
     images, labels = (xp.asarray(each) for each in task.read_data(order))
     return model, gpu, Batch(images, labels, np.arange(len(labels)), 0)

@@ -174,13 +174,14 @@ def _attention_backward(given: Arguments) -> Told:
 
 
 def _norm(what: str, given: Arguments) -> Told:
-    cost = costs.norm(given["x"].size, np.dtype(given["dtype"]).itemsize)
+    x, out = given["x"], np.dtype(given["dtype"]).itemsize
+    cost = costs.norm(x.size, out, x.itemsize)
     return f"norms: {what}", cost
 
 
 def _norm_backward(given: Arguments) -> Told:
-    dy, residual = given["dy"], given["residual"] is not None
-    return "norms: backward", costs.norm_backward(dy.size, dy.itemsize, residual)
+    dy, x, residual = given["dy"], given["x"], given["residual"] is not None
+    return "norms: backward", costs.norm_backward(dy.size, dy.itemsize, residual, x.itemsize)
 
 
 def _activation(given: Arguments) -> Told:
@@ -192,12 +193,21 @@ def _through_activation(given: Arguments) -> Told:
 
 
 def _gained_cast(given: Arguments) -> Told:
-    return "casts and sums: gradients to bf16, summed", costs.narrow(given["dy"].size)
+    dy = given["dy"]
+    return "casts and sums: gradients to bf16, summed", costs.narrow(dy.size, dy.itemsize)
+
+
+def _add_gained(given: Arguments) -> Told:
+    residual = given["residual"]
+    cost = costs.add_gained(residual.size, residual.itemsize)
+    return "casts and sums: branches to the residual", cost
 
 
 def _rounded(given: Arguments) -> Told:
-    what = "weights" if given["x"].ndim == 1 else "others"  # all weights are one flat array
-    return f"casts and sums: {what} to bf16", costs.narrow(given["x"].size)
+    x = given["x"]
+    what = "weights" if x.ndim == 1 else "others"  # all weights are one flat array
+    kinds = "to bf16" if x.dtype == "float32" else "to float32"
+    return f"casts and sums: {what} {kinds}", costs.narrow(x.size)
 
 
 def _added(given: Arguments) -> Told:
@@ -218,5 +228,6 @@ PARTS: dict[str, Callable[[Arguments], Told]] = {
     "activate": _activation,
     "through_activation": _through_activation,
     "gained_cast": _gained_cast,
+    "add_gained": _add_gained,
 }
 """What tells of other parts."""

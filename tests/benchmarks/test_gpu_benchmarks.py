@@ -62,7 +62,10 @@ def check_profile(found: dict[str, Any], shown: str) -> None:
     parts, summary = found["parts"], found["summary"]
     assert summary["wrong"] == ""
     remade = parts["attention: forward"]["flop"] // 2  # in backward
-    assert sum(part["flop"] for part in parts.values()) == found["flop"] + remade
+    c = found["configuration"]
+    rows = c["batch_size"] * ((c["image_size"] // c["patch_size"]) ** 2 + 1)
+    left_out = 3 * 4 * (rows - 32) * c["dim"] * c["mlp_dim"]  # by the last block's MLP
+    assert sum(part["flop"] for part in parts.values()) == found["flop"] + remade - left_out
     for name in ("products: fc1 forward, through GELU", "products: fc2 dx, through GELU"):
         assert parts[name]["calls"] == found["configuration"]["depth"]
         assert summary["rows"][name]["floor_ms"] > 0
@@ -83,7 +86,8 @@ def test_everything(tmp_path: Path) -> None:
     for name in ("train_tiny", "infer_tiny"):
         found = files[name]
         statuses = {who: one["status"] for who, one in found["contenders"].items()}
-        assert statuses == {"bfloat16_graph": EMULATED, "eager": TORCH}
+        ours = {"bfloat16_graph": EMULATED, "bfloat16_narrow_graph": EMULATED}
+        assert statuses == {**ours, "eager": TORCH}
         assert not found["cut"]
         if TORCH == "ran":
             check_race(found, end.stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,12 +31,18 @@ def test_costs_of_small_cases_by_hand(gpu_modules: Any) -> None:
     assert costs.attention_backward(1, 2, 1, 4) == costs.Cost(5 * 2 * 4 * 4, 2 * 8 * 8 + 4 * 2)
     assert costs.norm(10) == costs.Cost(0, 10 * (4 + 2))
     assert costs.norm(10, out=4) == costs.Cost(0, 10 * (4 + 4))
+    assert costs.norm(10, flowing=2) == costs.Cost(0, 10 * (2 + 2))
     assert costs.norm_backward(10) == costs.Cost(0, 10 * (2 + 4 + 4 + 4))
     assert costs.norm_backward(10, 4, residual=False) == costs.Cost(0, 10 * (4 + 4 + 4))
+    # The gradient, the input, that of the residual, and what is written.
+    assert costs.norm_backward(10, flowing=2) == costs.Cost(0, 10 * (2 + 2 + 2 + 2))
+    assert costs.add_gained(10) == costs.Cost(0, 10 * (4 + 4 + 4))
+    assert costs.add_gained(10, flowing=2) == costs.Cost(0, 10 * (2 + 4 + 2))
     assert costs.activation(10) == costs.Cost(0, 10 * (2 + 2 + 2))
     assert costs.activation(10, keep=False) == costs.Cost(0, 10 * (2 + 2))
     assert costs.through_activation(10) == costs.Cost(0, 10 * (2 + 2 + 2))
     assert costs.narrow(10) == costs.Cost(0, 10 * (4 + 2))
+    assert costs.narrow(10, each=2) == costs.Cost(0, 10 * (2 + 2))
     assert costs.sums(10) == costs.Cost(0, 10 * 2)
     assert costs.added(10) == costs.Cost(0, 10 * (4 + 4 + 4))
     # The weight, both means and the gradient are read; all but the last are written.
@@ -53,7 +60,7 @@ def test_costs_of_whole_steps_by_hand(gpu_modules: Any) -> None:
         "embed_positions": 2 * 4 * 3 + 2 * 5 * 3,
         "layer_norm": 2 * (2 * 5 * 3),
         "layer_norm_backward": 3 * (2 * 5 * 3),
-        "pool_first_backward": 2 * 3 + 2 * 5 * 3,
+        "pool_first_backward": 2 * (2 * 3 + 2 * 5 * 3),
         "softmax_cross_entropy": 2 * (2 * 7),
         "embed_positions_backward": 2 * 5 * 3,
         "zeroing gradients": 100,
@@ -61,6 +68,12 @@ def test_costs_of_whole_steps_by_hand(gpu_modules: Any) -> None:
         "clip_by_norm_inplace": 200,
         "adamw_update_inplace": 700,
     }
+    # Of 20 images the last block makes two tokens each, which are 32 rows and more.
+    many = gpu_modules.costs.operations(replace(c, batch_size=20), 100, clips=True)
+    assert many["layer_norm"].bytes == 4 * 2 * (20 * 2 * 3)
+    assert many["layer_norm_backward"].bytes == 4 * 3 * (20 * 2 * 3)
+    pooled = (20 * 3 + 20 * 2 * 3) + (20 * 3 + 20 * 5 * 3)
+    assert many["pool_first_backward"].bytes == 4 * pooled
     within = gpu_modules.costs.operations(c, 100, clips=False)
     assert within["clip_by_norm_inplace"] == gpu_modules.costs.NOTHING
 
@@ -211,18 +224,12 @@ def test_lines_for_a_table_of_everything(gpu_modules: Any) -> None:
     bool(cuda_on_cpu.why_not()) or sys.platform == "win32",
     reason="kernels need a C++ compiler here, and a pipe that can be waited for",
 )
-def test_a_step_on_the_stand_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--narrow"]], ids=["float32", "bfloat16"])
+def test_a_step_on_the_stand_in(more: list[str], tmp_path: Path) -> None:
     out = tmp_path / "found.json"
+    program = str(BENCHMARKS / "gpu_profile.py")
     end = subprocess.run(
-        [
-            sys.executable,
-            str(BENCHMARKS / "gpu_profile.py"),
-            "--dry",
-            "--gelu",
-            "erf",
-            "--out",
-            out,
-        ],
+        [sys.executable, program, "--dry", "--gelu", "erf", *more, "--out", str(out)],
         capture_output=True,
         text=True,
         timeout=280,
@@ -230,6 +237,8 @@ def test_a_step_on_the_stand_in(tmp_path: Path) -> None:
     )
     assert end.returncode == 0, end.stderr + end.stdout
     found = json.loads(out.read_text())
+    assert found["narrow"] is bool(more)
+    assert ("its residual too" in end.stdout.splitlines()[0]) is bool(more)
     check_profile(found, end.stdout)
     again = [sys.executable, str(BENCHMARKS / "report.py"), str(out)]
     shown = subprocess.run(again, capture_output=True, text=True, timeout=60, check=True)
@@ -255,13 +264,26 @@ def check_profile(found: dict[str, Any], shown: str) -> None:
     for name in ("patchify", "layer_norm", "softmax_cross_entropy", "layer_norm_backward"):
         assert calls[name] == 1
     assert calls["adamw_update_inplace"] == calls["clip_by_norm_inplace"] == 2  # decayed, and not
-    # All products are those of the model; what is made again for attention is half of its forward.
+    # All products are those of the model, but for the rows that the last block's MLP leaves out;
+    # what is made again for attention is half of its forward.
     attention = 4 * batch * tokens**2 * c["dim"] * depth
     assert parts["attention: forward"]["flop"] == attention
-    assert sum(part["flop"] for part in parts.values()) == found["flop"] + attention // 2
-    numbers = batch * tokens * c["dim"]
-    assert parts["norms: forward"]["bytes"] == 2 * depth * 6 * numbers
-    assert parts["layer_norm"]["bytes"] == 8 * numbers
+    read = min(tokens, -(-32 // batch))
+    left_out = batch * (tokens - read)
+    expected = found["flop"] + attention // 2 - 3 * 4 * left_out * c["dim"] * c["mlp_dim"]
+    assert sum(part["flop"] for part in parts.values()) == expected
+    numbers, few = batch * tokens * c["dim"], batch * read * c["dim"]
+    rows, flows = (2 * depth - 1) * numbers + few, 2 if found["narrow"] else 4
+    assert parts["norms: forward"]["bytes"] == (flows + 2) * rows
+    assert parts["norms: again"]["bytes"] == (flows + 2) * rows
+    assert parts["norms: backward"]["bytes"] == (2 + 3 * flows) * rows
+    assert parts["layer_norm"]["bytes"] == 8 * few
+    added = 2 * flows * numbers  # what flows in, and out
+    proj = 2 * (numbers + c["dim"] ** 2) + added
+    assert parts["products: proj forward"]["bytes"] == depth * proj
+    # Bits need no cast on their way to a product, and none to be summed.
+    cast = "casts and sums: gradients to bf16, summed"
+    assert (cast in parts) is not found["narrow"]
     # Nothing takes time that has no part, and what costs nothing is none that computes much.
     assert summary["step"]["parts_ms"] == pytest.approx(
         1e3 * sum(part["seconds"][0] for part in parts.values()), rel=1e-4
@@ -275,6 +297,7 @@ def check_profile(found: dict[str, Any], shown: str) -> None:
         "attention_branch", "attention_branch_backward_inplace", "mlp_branch",
         "mlp_branch_backward_inplace", "linear", "linear_backward", "pool_first",
         "layers, between operations", "clipping", "optimizer", "the rest",
+        *(("narrowed", "widened") if found["narrow"] else ()),  # whose kernels are told of
     }  # fmt: skip
     assert summary["wrong"] == ""
     assert summary["step"]["graph_ms"] > 0

@@ -321,6 +321,47 @@ def test_who_cannot_record_or_has_no_kernels(
         gpu_vitkit_ops.prepare("", order)
 
 
+def test_a_mode_names_precision_residual_and_graph(
+    gpu_modules: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contenders import gpu_vitkit
+
+    from vitkit.testing import strict_device
+
+    made: list[tuple[str, bool]] = []
+
+    def model(c: Any, precision: str, xp: Any, *, residual_in_fp32: bool, seed: Any) -> Any:
+        made.append((precision, residual_in_fp32))
+        raise gpu_modules.serve.Skip("enough is known")
+
+    monkeypatch.setattr(gpu_vitkit, "array_module_of", lambda order, mode: strict_device.xp)
+    monkeypatch.setattr(gpu_vitkit, "checked_model", model)
+    entries, order = gpu_modules.entries, gpu_modules.task.Order("train", "tiny", device="dry")
+    ours = [each for each in entries.GPU_ENTRIES.values() if each.module == "gpu_vitkit"]
+    found = {}
+    for entry in (*ours, entries.GPU_PROFILE, entries.GPU_PROFILE_NARROW):
+        with pytest.raises(gpu_modules.serve.Skip, match="enough is known"):
+            gpu_vitkit.made(entry.mode, order)
+        found[entry.mode] = made[-1]
+    assert {mode for mode, (_, wide) in found.items() if not wide} == {
+        "bfloat16_narrow", "bfloat16_narrow_graph",
+    }  # fmt: skip
+    for mode, (precision, _) in found.items():
+        assert precision == ("float32" if mode == "reference" else mode.partition("_")[0])
+
+
+def test_everyone_of_a_part_is_known_and_time_is_for_all(gpu_modules: Any) -> None:
+    gpu_all, known = gpu_modules.gpu_all, gpu_modules.entries.GPU_ENTRIES
+    assert sum(weight for weight, _ in gpu_all.PARTS.values()) <= 520
+    for chosen in (gpu_all.PARTS, gpu_all.DRY, gpu_all.DRY_COMPLETE):
+        raced = [
+            words for _, words in chosen.values() if words[0] in ("gpu_train.py", "gpu_infer.py")
+        ]
+        asked = [words[words.index("--only") + 1] for words in raced if "--only" in words]
+        assert all(set(names.split(",")) <= set(known) for names in asked)
+        assert any("bfloat16_narrow_graph" in names for names in asked)
+
+
 def test_a_part_that_left_nothing_is_said(
     gpu_modules: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
