@@ -63,8 +63,9 @@ def exact(**options: Any) -> ViT:
     return vit(np, False, precision="float32", dtype="float64", **options)
 
 
-def drawn(xp: ArrayModule) -> Array:
-    return xp.asarray(np.random.default_rng(2).standard_normal((BATCH, 3, 12, 12)).astype("f4"))
+def drawn(xp: ArrayModule, side: int = 12) -> Array:
+    shape = (BATCH, 3, side, side)
+    return xp.asarray(np.random.default_rng(2).standard_normal(shape).astype("f4"))
 
 
 def gradients(model: ViT) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ def gradients(model: ViT) -> dict[str, np.ndarray]:
     ctx = nn.Context(train=True, seed=3, step=4)
     model.zero_grad()
     with model.rounded_once():
-        logits = model.forward(drawn(model.xp), ctx)
+        logits = model.forward(drawn(model.xp, model.config.image_size[0]), ctx)
         labels = model.xp.asarray(np.arange(BATCH))
         _, dlogits = ops.softmax_cross_entropy(logits, labels, xp=model.xp)
         dx = model.backward(dlogits, ctx)
@@ -121,6 +122,23 @@ def test_gradients_are_as_exact_as_their_precision(use: str, xp: ArrayModule) ->
         assert apart(found[name], expected) < TOLERANCE, name
     wide = gradients(vit(xp, False, **options))
     assert all((found[name] != wide[name]).any() for name in ("logits", "pos_embed"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("references")
+def test_what_it_costs_is_as_the_guide_says(xp: ArrayModule) -> None:
+    sizes = {**SIZES, "image_size": 32, "patch_size": 8, "dim": 192, "depth": 12, "mlp_dim": 768}
+    found = []
+    for precision, fp32 in (("float32", True), ("bfloat16", True), ("bfloat16", False)):
+        given = {**sizes, "precision": precision, "residual_in_fp32": fp32, "init": "timm"}
+        model = ViT("Ti/8", xp=xp, dtype="float32", **given)
+        head = np.random.default_rng(5).standard_normal((7, 192)).astype("float32")
+        model.load_state_dict({"head.weight": xp.asarray(0.05 * head)}, strict=False)
+        grads = gradients(model)
+        found.append(np.concatenate([grads[name].ravel() for name, _ in model.named_parameters()]))
+    exact, wide, narrow = found  # float32 is a thousand times as exact
+    assert 0.007 < apart(wide, exact) < 0.011
+    assert 0.011 < apart(narrow, exact) < 0.017
 
 
 @uses
@@ -323,17 +341,11 @@ def test_a_copy_passes_bits_too(xp: ArrayModule, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    """Return what the library has said, in lines."""
-
-    class Lines(list[str]):
-        @property
-        def now(self) -> list[str]:
-            return [record.getMessage() for record in caplog.records]
-
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Return what keeps what the library says."""
     kernels._say_it_stays_wide.cache_clear()
     with caplog.at_level(logging.WARNING, logger="vitkit"):
-        yield Lines()
+        yield caplog
     kernels._say_it_stays_wide.cache_clear()
 
 
@@ -347,11 +359,11 @@ def test_on_a_cpu_float32_flows_and_a_line_says_so(
     monkeypatch.setattr(kernels, "_why_not", lambda precision, xp: "")
     options = {"dropout": 0.2, "activation": "silu"}  # what no CPU needs instructions for
     narrow = vit(np, **options)
-    assert said.now == [LINE]
+    assert said.messages == [LINE]
     assert flowing(narrow, monkeypatch) == {"float32"}
     found, expected = gradients(narrow), gradients(vit(np, False, **options))
     assert_same(expected, found)
-    assert said.now == [LINE]
+    assert said.messages == [LINE]
 
 
 @pytest.mark.usefixtures("kernels_on")
@@ -360,7 +372,7 @@ def test_where_bfloat16_is_not_served_only_that_is_said(
 ) -> None:
     monkeypatch.setattr(kernels, "_why_not", lambda precision, xp: "it is an old one")
     model = vit(np)
-    assert said.now == ["precision='bfloat16' is computed in float32 here: it is an old one."]
+    assert said.messages == ["precision='bfloat16' is computed in float32 here: it is an old one."]
     assert_same(gradients(vit(np, False, precision="float32")), gradients(model))
 
 
@@ -372,10 +384,10 @@ def test_to_the_cpu_and_back(said: Any, monkeypatch: pytest.MonkeyPatch) -> None
     with ops.reference_only():
         model = vit(device, **options)
         expected = gradients(model)
-    assert said.now == []
+    assert said.messages == []
     if not ops._op.SWITCHED_OFF:
         model.to("numpy")
-        assert said.now == [LINE]
+        assert said.messages == [LINE]
         assert flowing(model, monkeypatch) == {"float32"}
         assert_same(gradients(vit(np, False, **options)), gradients(model))
     with ops.reference_only():
