@@ -284,6 +284,8 @@ def check_profile(found: dict[str, Any], shown: str) -> None:
     # Bits need no cast on their way to a product, and none to be summed.
     cast = "casts and sums: gradients to bf16, summed"
     assert (cast in parts) is not found["narrow"]
+    if found["narrow"]:  # once before the blocks and once after them, there and back
+        assert calls["narrowed"] == calls["widened"] == 2
     # Nothing takes time that has no part, and what costs nothing is none that computes much.
     assert summary["step"]["parts_ms"] == pytest.approx(
         1e3 * sum(part["seconds"][0] for part in parts.values()), rel=1e-4

@@ -29,6 +29,7 @@ from vitkit import kernels
 from vitkit.kernels.cuda import _kernel, _products
 from vitkit.kernels.cuda._kernel import Kernel, Size
 from vitkit.kernels.state import operations
+from vitkit.ops import residual
 from vitkit.testing import recording, strict_device
 
 OPTIONS = "-std=c++17 -O1 -fno-strict-aliasing -shared -fPIC -w".split()
@@ -65,7 +66,8 @@ def emulated(order: int = 0) -> Iterator[None]:
     if reason := kernels.import_cuda():
         raise RuntimeError(f"The CUDA kernels cannot be loaded: {reason}.")
     name = strict_device.xp.__name__
-    served = [op for op in operations().values() if "cupy" in op.kernels]
+    every = *operations().values(), residual.narrowed, residual.widened  # which are not public
+    served = [op for op in every if "cupy" in op.kernels]
     before = [op.kernels.get(name) for op in served]
     launcher, product = _kernel.LAUNCHERS.get(name), _products.PRODUCTS.get(name)
     rounded = kernels.ROUNDED.get(name)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fake_cublaslt import FakeCublasLt
 from recorded import trained
+from where import ON_GPU
 
 from vitkit import ops
 from vitkit.backend.precision import from_bfloat16, to_bfloat16
@@ -87,7 +88,7 @@ class Branch:
         self.forward, self.backward = getattr(ops, name), getattr(ops, f"{name}_backward_inplace")
         self.syncs: list[Any] = []
         self.gaps = False
-        self.rounds_bias = False  # as the library does for a result in 16 bits
+        self.rounds_bias = ON_GPU  # as the library does for a result in 16 bits
 
     def put(self, host: np.ndarray) -> Any:
         """Return an array on the device, which lies there in another order of axes for gaps."""

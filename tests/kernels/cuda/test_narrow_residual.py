@@ -12,6 +12,7 @@ from vitkit import ops
 from vitkit.backend.precision import from_bfloat16, to_bfloat16
 from vitkit.kernels.cuda.casts import add_gained, gained_cast
 from vitkit.kernels.cuda.layer_norm import normalize, normalize_backward, normalized_again
+from vitkit.ops.residual import narrowed, widened
 from vitkit.testing import cuda_on_cpu, strict_device
 
 xp = strict_device.xp
@@ -167,6 +168,30 @@ def test_what_is_no_number_stays_in_its_sample(dtype: str) -> None:
 def test_bits_are_normalized(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     for off in (0, 1):
         assert normal(shape, off, rng) < 1
+
+
+@emulated
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (4, 6, 10)], ids=str)
+def test_what_flows_is_rounded_and_widened_by_kernels(
+    shape: tuple[int, ...], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = np.asarray(rng.standard_normal(shape), "float32")
+    x = xp.asarray(host)
+
+    def reference(x: Any, *, xp: Any) -> Any:
+        raise AssertionError("the reference was asked")
+
+    monkeypatch.setattr(narrowed, "reference", reference)
+    monkeypatch.setattr(widened, "reference", reference)
+    low = narrowed(x, xp=xp)
+    assert (low.shape, low.dtype) == (shape, "uint16")
+    np.testing.assert_array_equal(low.get(), bits(host).reshape(shape))
+    turned = narrowed(x.T, xp=xp)
+    np.testing.assert_array_equal(turned.get(), bits(host).reshape(shape).T)
+    for given in (low, low.T):
+        back = widened(given, xp=xp)
+        assert (back.shape, back.dtype) == (given.shape, "float32")
+        np.testing.assert_array_equal(back.get(), wide(given.get()))
 
 
 def wrong(rng: np.random.Generator) -> bool:
