@@ -97,6 +97,17 @@ def test_gradients_are_as_exact_as_their_precision(precision: str, use: str) -> 
         assert apart(found[name], expected) < tolerance * UNIT[precision], name
 
 
+@emulated
+@pytest.mark.parametrize("path", [0.0, 0.5])
+def test_so_are_those_of_fused_blocks_with_a_residual_in_bfloat16(path: float) -> None:
+    options = {"activation": "gelu_tanh", "drop_path": path}
+    found = gradients(vit("bfloat16", residual_in_fp32=False, **options))
+    wide = gradients(vit("bfloat16", **options))
+    for name, expected in gradients(vit(xp=np, dtype="float64", **options)).items():
+        assert apart(found[name], expected) < NARROW_TOLERANCE * UNIT["bfloat16"], name
+        assert (found[name] != wide[name]).any(), name
+
+
 @pytest.mark.usefixtures("on_cpu")
 @cases
 def test_only_the_head_multiplies_float32(

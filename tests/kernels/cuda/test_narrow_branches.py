@@ -15,7 +15,7 @@ from fake_cublaslt import FakeCublasLt
 from recorded import trained
 from where import ON_GPU
 
-from vitkit import ops
+from vitkit import ViT, ops
 from vitkit.backend.precision import from_bfloat16, to_bfloat16
 from vitkit.kernels.cuda import (
     _branch,
@@ -30,6 +30,7 @@ from vitkit.kernels.cuda import (
 from vitkit.ops.attention_branch import AttentionArrays
 from vitkit.ops.mlp import MLPArrays
 from vitkit.testing import strict_device
+from vitkit.train.graph import GraphedForward
 
 xp = strict_device.xp
 HALF = 2.0**-8  # half a last digit of bfloat16, as a part of the number
@@ -261,6 +262,21 @@ def test_a_step_waits_for_nothing_and_its_graph_repeats_it(
         assert not syncs
         wide = trained(False, syncs, **options)
         assert any((one != other).any() for one, other in zip(found, wide, strict=True))
+
+
+def test_inference_as_a_graph(through: FakeCublasLt, rng: np.random.Generator) -> None:
+    sizes = {"dim": 32, "depth": 2, "num_heads": 1, "mlp_dim": 48, "num_classes": 3}
+    kind = {"precision": "bfloat16", "residual_in_fp32": False, "init": "scratch"}
+    model = ViT("Ti/4", image_size=8, xp=xp, **sizes, **kind)
+    infer, seen = GraphedForward(model), []
+    for _ in range(5):
+        images = xp.asarray(rng.standard_normal((2, 3, 8, 8)).astype("float32"))
+        expected = model(images).get()
+        with strict_device.count_syncs() as syncs:
+            logits = infer(images)
+        seen += syncs
+        np.testing.assert_array_equal(logits.get(), expected)
+    assert not seen
 
 
 def without_sums(branch: Any, dy: Any, gain: Any, x: Any, dweight: Any, dbias: Any) -> Any:
