@@ -1,4 +1,4 @@
-"""Let cuDNN plan attention for GPUs that are only described to it; started by ``test_cudnn.py``.
+"""Let cuDNN plan attention for GPUs that are only described to it, for ``test_cudnn_plans.py``.
 
 Prints JSON: ``why_not``, empty where cuDNN could be asked; then ``plans``, by a name the bytes that
 a plan works in, or why there is none.
