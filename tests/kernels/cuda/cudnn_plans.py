@@ -7,6 +7,7 @@ a plan works in, or why there is none.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from typing import Any
@@ -53,11 +54,18 @@ def planned(cudnn: Any, capability: int, dtype: str, *sizes: int) -> dict[str, A
     return found
 
 
+def load_compiler() -> None:
+    """Load NVRTC as importing CuPy does: that of CUDA 13.0 finds its other half only so."""
+    if importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.pathfinder"):
+        importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib("nvrtc")
+
+
 def main() -> None:
     """Plan what the arguments say, each ``capability,dtype,B,h,N,d``."""
     if reason := _cudnn._why_no_library():
         print(json.dumps({"why_not": reason}))
         return
+    load_compiler()
     cudnn = importlib.import_module("cudnn")
     plans = {}
     for argument in sys.argv[1:]:
