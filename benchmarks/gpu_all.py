@@ -32,22 +32,22 @@ from gpu_race import Clock
 
 HERE = Path(__file__).resolve().parent
 VITKITS = "bfloat16_graph,bfloat16_narrow_graph,bfloat16,tf32,reference,eager"
-LARGE = "bfloat16_graph,bfloat16_narrow_graph,bfloat16,eager,compiled,max_autotune,tf32"
-SMALL = "bfloat16_graph,bfloat16_narrow_graph,eager,compiled"
-QUICK = "bfloat16_graph,bfloat16_narrow_graph,eager"
+RACE_B = "bfloat16_graph,bfloat16_narrow_graph,bfloat16,eager,compiled,max_autotune,tf32"
+RACE_T = "bfloat16_graph,bfloat16_narrow_graph,eager,compiled"
+RACE_TINY = "bfloat16_graph,bfloat16_narrow_graph,eager"
 PARTS: dict[str, tuple[float, tuple[str, ...]]] = {
-    "train_B": (250, ("gpu_train.py", "B", "--rounds", "5", "--only", LARGE)),
+    "train_B": (250, ("gpu_train.py", "B", "--rounds", "5", "--only", RACE_B)),
     "profile_B": (35, ("gpu_profile.py", "B")),
-    "train_T": (55, ("gpu_train.py", "T", "--rounds", "5", "--only", SMALL)),
-    "infer_B": (65, ("gpu_infer.py", "B", "--rounds", "5", "--only", LARGE)),
+    "train_T": (55, ("gpu_train.py", "T", "--rounds", "5", "--only", RACE_T)),
+    "infer_B": (65, ("gpu_infer.py", "B", "--rounds", "5", "--only", RACE_B)),
     "profile_B_narrow": (30, ("gpu_profile.py", "B", "--narrow")),
     "kernels": (65, ("gpu_kernels.py", "B")),
     "profile_T": (20, ("gpu_profile.py", "T")),
 }
 """What is run, and how much of the time each gets, in the order of how much it matters."""
 DRY: dict[str, tuple[float, tuple[str, ...]]] = {
-    "train_tiny": (4, ("gpu_train.py", "--dry", "--only", QUICK)),
-    "infer_tiny": (1, ("gpu_infer.py", "--dry", "--only", QUICK)),
+    "train_tiny": (4, ("gpu_train.py", "--dry", "--only", RACE_TINY)),
+    "infer_tiny": (1, ("gpu_infer.py", "--dry", "--only", RACE_TINY)),
     "profile_tiny": (1, ("gpu_profile.py", "--dry")),
     "kernels": (1, ("gpu_kernels.py", "--dry", "--only", "attention_own,product,norm_low")),
 }

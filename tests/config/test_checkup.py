@@ -148,10 +148,11 @@ def test_large_data_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     "options", [{}, {"gradient_checkpointing": True}, {"dropout": 0.1}], ids=str
 )
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_the_forecast_is_what_a_pass_keeps(pool: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("size", [16, 32])
+def test_the_forecast_is_what_a_pass_keeps(size: int, pool: str, options: dict[str, Any]) -> None:
     config = ViTConfig.of(
         "Ti/4",
-        image_size=16,
+        image_size=size,
         in_channels=1,
         num_classes=5,
         dim=32,
@@ -161,9 +162,9 @@ def test_the_forecast_is_what_a_pass_keeps(pool: str, options: dict[str, Any]) -
         **options,
     )
     model = ViT(config)
-    for batch in (1, 3):
+    for batch in (1, 3, 33):
         ctx = Context(train=True)
-        model.forward(np.zeros((batch, 1, 16, 16), "f4"), ctx)
+        model.forward(np.zeros((batch, 1, size, size), "f4"), ctx)
         needs = forecast(config, AdamW(1e-3), batch)
         again = needs["activations"] - ctx.nbytes
         if options.get("gradient_checkpointing"):  # a block is computed again, and keeps more

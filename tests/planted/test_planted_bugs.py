@@ -197,8 +197,8 @@ PLANTS = (
     plant(
         "attention of the last block gets the gradient of another token",
         "nn/block.py",
-        "(dx[:, 0], num_tokens",
-        "(dx[:, -1], num_tokens",
+        "(dx[:, 0], *stopped",
+        "(dx[:, -1], *stopped",
         GRADIENTS,
     ),
     plant(

@@ -57,7 +57,7 @@ class ViTConfig:
     residual_in_fp32 : bool
         Whether what flows from block to block stays float32. If not, it is rounded to bfloat16
         where a model's precision is that and a GPU's kernels compute it: faster, and less exact,
-        see :mod:`vitkit.ops.residual`.
+        see :mod:`vitkit.ops.residual`. In another precision nothing is rounded.
     """
 
     variant: str

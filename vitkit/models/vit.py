@@ -23,7 +23,7 @@ from vitkit.nn.parameter import Parameter
 from vitkit.nn.patch_embed import PatchEmbed
 from vitkit.nn.pool import FirstToken, MeanToken
 from vitkit.nn.wrappers import Checkpoint, Timed, unwrap
-from vitkit.ops.residual import narrowed, widened
+from vitkit.ops.residual import as_wide, narrowed
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -175,7 +175,7 @@ class ViT(Module):
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """Return the logits (B, K) of images ``x`` (B, C, H, W)."""
-        x = self._encode(x, ctx, few=self._reads_one_token(ctx))
+        x = self._encode(x, ctx)
         x = self.pool.forward(self.norm.forward(x, ctx), ctx)
         if self.pre_logits is not None:
             x = self.pre_logits.forward(x, ctx)
@@ -208,9 +208,8 @@ class ViT(Module):
             The normalised output of the encoder.
         """
         ctx = Context()
-        few = not tokens and self._reads_one_token(ctx)
         with self.rounded_once():
-            x = self.norm.forward(self._encode(images, ctx, few=few), ctx)
+            x = self.norm.forward(self._encode(images, ctx, every=tokens), ctx)
         return x if tokens else self.pool.forward(x, ctx)
 
     def attention_maps(self, images: Array) -> Array:
@@ -242,49 +241,45 @@ class ViT(Module):
                 )
         ctx, maps = Context(), []
         with self.rounded_once():
-            x = self._embed(images, ctx)
+            x = self._rounded(self._embed(images, ctx))
             for block in blocks:
-                maps.append(cast("Attention", block.attn).weights(block.norm1(x)))
-                x = self._wide(self._through(block, block.forward, self._rounded(x), ctx))
+                wide = as_wide(x, xp=self.xp)
+                maps.append(cast("Attention", block.attn).weights(block.norm1(wide)))
+                x = self._through(block, block.forward, x, ctx)
         return self.xp.stack(maps)
 
     def _reads_one_token(self, ctx: Context) -> bool:
         """Return whether the last block may leave out what only other tokens need."""
-        last = self.blocks[-1]
+        last = self.blocks[-1] if self.blocks else None
         each = type(self.pool) is FirstToken and type(self.norm) is LayerNorm
         return each and type(last) is Block and last.can_stop_at_first(ctx)
 
-    def _encode(self, images: Array, ctx: Context, *, few: bool) -> Array:
-        """Return the last block's output (B, N, D), of all tokens or the few that are read."""
+    def _encode(self, images: Array, ctx: Context, *, every: bool = False) -> Array:
+        """Return the last block's output (B, N, D): every token's, or that of those read."""
         x = self._rounded(self._embed(images, ctx))
-        *blocks, last = self.blocks
-        for block in blocks:
+        stops = not every and self._reads_one_token(ctx)
+        for block in self.blocks[:-1] if stops else self.blocks:
             x = self._through(block, block.forward, x, ctx)
-        end = cast("Block", last).first if few else last.forward
-        return self._wide(self._through(last, end, x, ctx))
+        if stops:
+            x = cast("Block", self.blocks[-1]).first(x, ctx)
+        return as_wide(x, xp=self.xp)
 
     def _encode_backward(self, dy: Array, ctx: Context) -> Array:
         """Return the gradient of the images, given that of what the head's norm read."""
-        *blocks, last = self.blocks
-        end = cast("Block", last).first_backward if self._reads_one_token(ctx) else last.backward
-        dx = self._through(last, end, self._rounded(dy), ctx)
-        for block in reversed(blocks):
+        dx = self._rounded(dy)
+        for block in reversed(self.blocks):
             dx = self._through(block, block.backward, dx, ctx)
-        return self._embed_backward(self._wide(dx), ctx)
+        return self._embed_backward(as_wide(dx, xp=self.xp), ctx)
 
     def _through(self, block: Module, function: Pass, x: Array, ctx: Context) -> Array:
         """Return what a block makes of what flows; one that is not ours sees float32."""
         if not self._narrow or _is_ours(block):
             return function(x, ctx)
-        return self._rounded(function(self._wide(x), ctx))
+        return self._rounded(function(as_wide(x, xp=self.xp), ctx))
 
     def _rounded(self, x: Array) -> Array:
         """Return what flows from block to block as it does, rounded or not."""
         return narrowed(x, xp=self.xp) if self._narrow else x
-
-    def _wide(self, x: Array) -> Array:
-        """Return it in float32, or what else the model computes in."""
-        return widened(x, xp=self.xp) if self._narrow else x
 
     def _embed(self, images: Array, ctx: Context) -> Array:
         """Return z_0 (B, N, D), Eq. 1."""

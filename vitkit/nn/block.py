@@ -14,7 +14,7 @@ from vitkit.nn.init import SCHEMES, Scheme
 from vitkit.nn.layer_norm import LayerNorm
 from vitkit.nn.mlp import MLP
 from vitkit.nn.module import Module
-from vitkit.nn.residual import fuses, residual, residual_backward
+from vitkit.nn.residual import residual, residual_backward
 
 ROWS = 32
 """How many rows a kernel for products of bfloat16 wants at least."""
@@ -76,31 +76,30 @@ class Block(Module):
         return residual(self.norm2, self.mlp, self.drop_path2, x, ctx)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        """Return ``dx``."""
+        """Return ``dx``, of what ``forward`` or :meth:`first` returned."""
+        stopped = ctx.pop_if_last(self)
         dx = residual_backward(self.norm2, self.mlp, self.drop_path2, dy, ctx)
+        if stopped is not None:
+            dx = ops.pool_first_backward(dx[:, 0], *stopped, xp=self.xp)
         return residual_backward(self.norm1, self.attn, self.drop_path1, dx, ctx)
 
     def can_stop_at_first(self, ctx: Context) -> bool:
-        """Return whether :meth:`first` may be asked for: the MLP takes each token by itself.
+        """Return whether :meth:`first` may be asked for: each token is taken by itself.
 
-        One of a plugin may mix tokens, and dropout draws a number for each of them.
+        Of layers that are not vitkit's own that is not known.
         """
-        return fuses(self.norm2, self.mlp, self.drop_path2, ctx)
+        own = type(self.norm2) is LayerNorm and type(self.drop_path2) is DropPath
+        return own and type(self.mlp) is MLP and self.mlp.is_tokenwise(ctx)
 
     def first(self, x: Array, ctx: Context) -> Array:
         """Return the first tokens (B, k, D) of what ``forward`` returns, and make no others.
 
-        What a head on the class token reads: nothing comes of the other tokens after attention, and
-        nothing flows back to them but zeros. There are as many as kernels want rows of at once.
+        It is what a head on the class token reads: of the other tokens nothing comes after
+        attention, and nothing but zeros flows back to them, so ``dy`` must be zero but for the
+        first. There are as many as kernels want rows of at once.
         """
         x = residual(self.norm1, self.attn, self.drop_path1, x, ctx)
+        head = self.xp.ascontiguousarray(x[:, : -(-ROWS // max(len(x), 1))])
+        y = residual(self.norm2, self.mlp, self.drop_path2, head, ctx)
         ctx.push(self, x.shape[1])
-        few = x[:, : -(-ROWS // max(len(x), 1))]
-        return residual(self.norm2, self.mlp, self.drop_path2, self.xp.ascontiguousarray(few), ctx)
-
-    def first_backward(self, dy: Array, ctx: Context) -> Array:
-        """Return ``dx`` (B, N, D) of :meth:`first`, of a ``dy`` that is zero but for one token."""
-        dx = residual_backward(self.norm2, self.mlp, self.drop_path2, dy, ctx)
-        (num_tokens,) = ctx.pop(self)
-        dx = ops.pool_first_backward(dx[:, 0], num_tokens, xp=self.xp)
-        return residual_backward(self.norm1, self.attn, self.drop_path1, dx, ctx)
+        return y

@@ -88,6 +88,15 @@ class Context:
             )
         return kept
 
+    def pop_if_last(self, owner: Module) -> tuple[Any, ...] | None:
+        """Take back what ``owner`` pushed last, or return None where it was not the last to push.
+
+        So a layer with two ways forward says which it took.
+        """
+        if self._entries and self._entries[-1][0] is owner:
+            return self._entries.pop()[1]
+        return None
+
     def forgetting(self) -> Context:
         """Return the same pass, drawing from the same seeds, with nothing kept."""
         other = Context(train=self.train, keep=False, input_gradient=self.input_gradient)

@@ -60,12 +60,19 @@ class MLP(Module):
         dy = self.fc2.backward(self.drop2.backward(dy, ctx), ctx)
         return self.fc1.backward(self.act.backward(self.drop1.backward(dy, ctx), ctx), ctx)
 
-    def fuses(self, ctx: Context) -> bool:
-        """Whether norm and residual can be part of the same operation in this pass."""
+    def is_tokenwise(self, ctx: Context) -> bool:
+        """Whether what comes of a token in this pass is the same whichever others there are.
+
+        All must be vitkit's own, and dropout draws its numbers for all tokens together.
+        """
         own = type(self) is MLP and type(self.fc1) is type(self.fc2) is Linear
         own = own and type(self.drop1) is type(self.drop2) is Dropout
-        known = type(self.act) is Activation and self._activation in FUSED
-        return own and known and not (self.drop1.active(ctx) or self.drop2.active(ctx))
+        draws = own and (self.drop1.active(ctx) or self.drop2.active(ctx))
+        return own and type(self.act) is Activation and not draws
+
+    def fuses(self, ctx: Context) -> bool:
+        """Whether norm and residual can be part of the same operation in this pass."""
+        return self.is_tokenwise(ctx) and self._activation in FUSED
 
     def branch(self, x: Array, norm: LayerNorm, gain: Array | None, ctx: Context) -> Array:
         """Return ``x + gain * self(norm(x))``, by :func:`vitkit.ops.mlp_branch`."""

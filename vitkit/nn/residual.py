@@ -43,11 +43,6 @@ def residual_backward(
     return dy + norm.backward(inner.backward(drop_path.backward(dy, ctx), ctx), ctx)
 
 
-def fuses(norm: Module, inner: Any, drop_path: Module, ctx: Context) -> bool:
-    """Return whether a branch is one operation in this pass: of its own tokens, if of an MLP."""
-    return _fusible(norm, inner, drop_path, ctx) is not None
-
-
 def _fusible(
     norm: Module, inner: Any, drop_path: Module, ctx: Context
 ) -> tuple[LayerNorm, DropPath] | None:

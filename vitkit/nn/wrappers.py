@@ -52,7 +52,8 @@ class Timed(Module):
     For the time by layer: ``model.blocks[0] = Timed(model.blocks[0])``, before or after the model
     is placed. :func:`vitkit.ops.profiled` gives the time by operation. A device is waited for at
     each end. A wrapped part of a block is computed by itself, not in one operation with the norm
-    before it and the residual after it; so wrap whole blocks.
+    before it and the residual after it; so wrap whole blocks. The last one then computes every
+    token, of which the head may read one.
 
     Parameters
     ----------

@@ -60,7 +60,8 @@ class GraphedStep:
         Whether steps are recorded at all. While a profile is taken none is.
     falls_back : bool, default False
         Whether a step that cannot be recorded, as one that waits for the device, is said in one
-        line and run without a graph, as are those of its shape after it; otherwise it raises.
+        line and run without a graph, as are those of its shape after it; otherwise it raises. What
+        fails amid the update of the second step raises in any case.
     """
 
     def __init__(

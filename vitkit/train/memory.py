@@ -13,6 +13,7 @@ from vitkit.backend import memory_left, release_memory
 from vitkit.data import Batch
 from vitkit.errors import BackendError, first_line
 from vitkit.models import ViT, ViTConfig
+from vitkit.nn.block import ROWS
 from vitkit.nn.context import Context
 from vitkit.nn.module import Module
 from vitkit.optim import Optimizer
@@ -47,7 +48,7 @@ def forecast(
 ) -> dict[str, int]:
     """Return the bytes that training is about to hold, by what they are for.
 
-    What a block keeps for backward is measured on one image and models of one and two blocks, and
+    What a block keeps for backward is measured on some images and models of one and two blocks, and
     multiplied; a device's kernels may keep less.
 
     Parameters
@@ -63,28 +64,44 @@ def forecast(
     """
     size = np.dtype(dtype).itemsize
     weights = size * ViT(config, backend=None).num_parameters
-    one, two = (_kept(config, blocks, dtype, checkpointing=False) for blocks in (1, 2))
+    one, two = (_kept(config, blocks, batch_size, dtype) for blocks in (1, 2))
     block = two - one
     kept = one - block + config.depth * block
     if config.gradient_checkpointing:  # inputs of blocks, and the one that is computed again
-        first, second = (_kept(config, blocks, dtype, checkpointing=True) for blocks in (1, 2))
+        first, second = (
+            _kept(config, blocks, batch_size, dtype, checkpointing=True) for blocks in (1, 2)
+        )
         kept = 2 * first - second + config.depth * (second - first) + block
     return {
         "weights": weights,
         "gradients": weights,
         "optimizer": len(optimizer.slots) * weights,
-        "activations": kept * batch_size,
+        "activations": kept,
     }
 
 
-def _kept(config: ViTConfig, depth: int, dtype: str, *, checkpointing: bool) -> int:
-    """Return the bytes that a model of few blocks keeps of one image for backward."""
+def _kept(
+    config: ViTConfig, depth: int, batch_size: int, dtype: str, *, checkpointing: bool = False
+) -> int:
+    """Return the bytes that a model of few blocks keeps of a batch for backward.
+
+    The last block may make no more than :data:`~vitkit.nn.block.ROWS` tokens of the whole batch.
+    """
     changed = {"depth": depth, "gradient_checkpointing": checkpointing}
     small = ViTConfig.from_dict({**config.to_dict(), **changed})
     model = ViT(small, seed=None, dtype=dtype)
-    ctx = Context(train=True)
-    model.forward(np.zeros((1, config.in_channels, *config.image_size), dtype), ctx)
-    return ctx.nbytes
+
+    def kept(images: int) -> int:
+        ctx = Context(train=True)
+        model.forward(np.zeros((images, config.in_channels, *config.image_size), dtype), ctx)
+        return ctx.nbytes
+
+    if config.num_tokens < ROWS:
+        images = min(batch_size, ROWS)
+        return kept(images) * batch_size // images
+    one, two = kept(1), kept(2)
+    each, rows = two - one, 2 * one - two  # the latter of ROWS tokens
+    return each * batch_size + rows * -(-ROWS // batch_size) * batch_size // ROWS
 
 
 def host_memory_left() -> int | None:
