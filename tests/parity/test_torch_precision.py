@@ -36,6 +36,21 @@ def gradients(twin: Any, images: Any, dlogits: Any, autocast: Any) -> dict[str, 
     return {"logits": logits.detach().double().numpy(), **found}
 
 
+def ours(
+    model: ViT, images: Any, dlogits: Any, precision: str, torch_name: Any
+) -> dict[str, np.ndarray]:
+    """Return the same of a model of vitkit's, placed anew, by names of PyTorch's."""
+    with ops.reference_only():  # what every kernel is held to
+        weights = model.state_dict()
+        model.place(model.xp, seed=None, precision=precision)
+        model.load_state_dict(weights)
+        ctx = nn.Context(train=True, seed=SEED, step=STEP, input_gradient=False)
+        logits = model.forward(images, ctx)
+        model.backward(dlogits, ctx)
+    found = {torch_name(name): to_numpy(p.grad) for name, p in model.named_parameters()}
+    return {"logits": to_numpy(logits), **found}
+
+
 def apart(found: np.ndarray, expected: np.ndarray) -> float:
     """Return how far apart two arrays are, as a part of their norm."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
@@ -64,15 +79,7 @@ def test_training_with_dropout(
     low = torch.autocast("cpu", dtype=getattr(torch, precision))
     theirs = gradients(twin, timages, tdlogits, low)
 
-    with ops.reference_only():  # what every kernel is held to
-        weights = model.state_dict()
-        model.place(parity.xp, seed=None, precision=precision)
-        model.load_state_dict(weights)
-        ctx = nn.Context(train=True, seed=SEED, step=STEP, input_gradient=False)
-        logits = model.forward(images, ctx)
-        model.backward(dlogits, ctx)
-    found = {torch_name(name): to_numpy(p.grad) for name, p in model.named_parameters()}
-    found["logits"] = to_numpy(logits)
+    found = ours(model, images, dlogits, precision, torch_name)
 
     assert found.keys() == exact.keys()
     errors = {name: apart(found[name], exact[name]) for name in exact}
@@ -108,15 +115,7 @@ def test_a_residual_in_bfloat16(
     exact = gradients(twin, timages.double(), tdlogits.double(), nothing)
     theirs = gradients(low, timages.bfloat16(), tdlogits.bfloat16(), nothing)
 
-    with ops.reference_only():  # what every kernel is held to
-        weights = model.state_dict()
-        model.place(parity.xp, seed=None, precision="bfloat16")
-        model.load_state_dict(weights)
-        ctx = nn.Context(train=True, seed=SEED, step=STEP, input_gradient=False)
-        logits = model.forward(images, ctx)
-        model.backward(dlogits, ctx)
-    found = {torch_name(name): to_numpy(p.grad) for name, p in model.named_parameters()}
-    found["logits"] = to_numpy(logits)
+    found = ours(model, images, dlogits, "bfloat16", torch_name)
 
     assert found.keys() == exact.keys()
     errors = {name: apart(found[name], exact[name]) for name in exact}

@@ -27,6 +27,7 @@ TYPES = {"float32": "float", "uint16": "bf16", "float16": "f16"}
 """What the numbers of an array are called in C++; bits of bfloat16 are kept as uint16."""
 STORED = tuple(TYPES.values())
 LOW = STORED[1:]  # of 16 bits
+FLOWING = STORED[:2]  # what flows from block to block may be of
 
 
 @functools.cache

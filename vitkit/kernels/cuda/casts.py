@@ -11,7 +11,7 @@ import numpy as np
 from vitkit import kernels
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import WIDTH, plain, pointer, vector
-from vitkit.kernels.cuda._kernel import LOW, STORED, TYPES, Family, blocks, type_of
+from vitkit.kernels.cuda._kernel import FLOWING, LOW, STORED, TYPES, Family, blocks, type_of
 from vitkit.kernels.cuda._products import DTYPES
 from vitkit.kernels.cuda.column_sums import add_column_sums
 from vitkit.ops.residual import narrowed, widened
@@ -23,7 +23,7 @@ NARROW = Family("casts.cuh", "cast<float, {y}, {v}>", y=LOW, v=(1, WIDTH))
 WIDEN = Family("casts.cuh", "cast<{x}, float, {v}>", x=LOW, v=(1, WIDTH))
 GAINED = Family("casts.cuh", "gained_cast<float, {y}, {v}>", y=STORED, v=(1, WIDTH))
 GAINED_LOW = Family("casts.cuh", "gained_cast<bf16, bf16, {v}>", v=(1, WIDTH))
-ADD_GAINED = Family("casts.cuh", "add_gained<{x}, {v}>", x=("float", "bf16"), v=(1, WIDTH))
+ADD_GAINED = Family("casts.cuh", "add_gained<{x}, {v}>", x=FLOWING, v=(1, WIDTH))
 _COPIES: ContextVar[tuple[tuple[Array, Array], ...]] = ContextVar("copies", default=())
 """Float32 arrays, and what each is rounded to while a block lasts."""
 

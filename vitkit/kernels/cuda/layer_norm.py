@@ -6,15 +6,13 @@ from typing import Any
 
 from vitkit.backend import Array, ArrayModule
 from vitkit.kernels.cuda._arrays import plain, pointer, rows_of, served, vector
-from vitkit.kernels.cuda._kernel import STORED, Family, blocks, type_of
+from vitkit.kernels.cuda._kernel import FLOWING, STORED, Family, blocks, type_of
 from vitkit.kernels.cuda.column_sums import add_column_sums
 from vitkit.ops.layer_norm import layer_norm, layer_norm_backward
 
 ROWS = 4  # of a block, one a warp
 WIDEST = 2048  # of a row: 8 floats a column then fill the shared memory of the smallest GPU served
 PARTS = 256  # blocks of a backward pass at most, on any GPU, for equal bits
-FLOWING = ("float", "bf16")
-"""What a residual may be of."""
 FORWARD = Family(
     "layer_norm.cuh", "layer_norm_forward<{x}, {y}, {v}>", x=FLOWING, y=STORED, v=(1, 4)
 )
